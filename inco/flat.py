@@ -1,0 +1,203 @@
+"""Models as flat vectors: where each named tensor lives, and which global coordinates a sub-model holds.
+
+The server knows one vector of length P (all trainable parameters of the global model) and one of length B (its buffers). A client
+knows one of length n and its own buffers. A `Layout` says where each tensor lives in such a vector, a `Slice` which of the
+P coordinates a client's n are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+Axes = tuple[str | None, ...]
+
+# Above this many contiguous runs one indexed copy is faster than a copy for each run.
+_MOST_RUNS = 4096
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor of a layout. `axes` names the channel group of each dimension; equal names are tied."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    axes: Axes = ()
+    integer: bool = False  # a counter, such as BatchNorm's num_batches_tracked; kept whole by truncation
+
+    @cached_property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+class Layout:
+    """Where each named tensor lives in one flat vector of `numel` elements.
+
+    Convolution weights (four dimensions) are stored channels-last, so their view has shape [O, I, H, W] and the
+    strides that CPU and GPU convolutions run fastest with.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries: dict[str, Entry] = {e.name: e for e in entries}
+        self.numel = sum(e.numel for e in self.entries.values())
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], axes: Mapping[str, Axes] | None = None) -> Layout:
+        """Lay out `tensors` one after the other in their order. `axes` names channel groups by tensor name."""
+        entries, offset = [], 0
+        for name, t in tensors.items():
+            named = (axes or {}).get(name, (None,) * t.ndim)
+            if len(named) != t.ndim:
+                raise ValueError(f"axes of {name} are {named}, but its shape is {tuple(t.shape)}: name one group a dimension")
+            entries.append(Entry(name, tuple(t.shape), offset, named, not t.is_floating_point()))
+            offset += t.numel()
+        return cls(entries)
+
+    @classmethod
+    def concat(cls, parts: Mapping[str, Layout]) -> Layout:
+        """Lay out whole layouts one after the other; names become `prefix/name`."""
+        entries, offset = [], 0
+        for prefix, part in parts.items():
+            for e in part.entries.values():
+                entries.append(Entry(f"{prefix}/{e.name}", e.shape, offset + e.offset, e.axes, e.integer))
+            offset += part.numel
+        return cls(entries)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """Return the tensor `name` as a view of `flat` ([numel])."""
+        e = self.entries[name]
+        part = flat.narrow(0, e.offset, e.numel)
+        if len(e.shape) == 4:
+            out, into, height, width = e.shape
+            return part.view(out, height, width, into).permute(0, 3, 1, 2)
+        return part.view(e.shape)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return every tensor by name, as views of `flat`."""
+        return {name: self.view(flat, name) for name in self.entries}
+
+    @torch.no_grad()
+    def pack(self, tensors: Mapping[str, Tensor], flat: Tensor | None = None) -> Tensor:
+        """Copy `tensors` into a flat float32 vector (a new one, or `flat`)."""
+        flat = torch.empty(self.numel) if flat is None else flat
+        for name in self.entries:
+            self.view(flat, name).copy_(tensors[name])
+        return flat
+
+    def truncate_counters(self, flat: Tensor) -> None:
+        """Make every integer entry whole again, toward zero (a mean of counters need not be)."""
+        for e in self.entries.values():
+            if e.integer:
+                flat.narrow(0, e.offset, e.numel).trunc_()
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Which coordinates of a global vector a sub-model holds: local entry k is global entry `index[k]` (int64[n], unique)."""
+
+    layout: Layout
+    index: Tensor
+    runs: tuple[tuple[int, int, int], ...] | None = field(init=False, repr=False)  # (global start, local start, length)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", _contiguous_runs(self.index))
+
+    @classmethod
+    def by_name(cls, whole: Layout, part: Layout, prefix: str = "") -> Slice:
+        """Take whole tensors: `part`'s tensor x is `whole`'s tensor `prefix + x`."""
+        pieces = []
+        for e in part.entries.values():
+            held = whole.entries.get(prefix + e.name)
+            if held is None or held.shape != e.shape:
+                have = "missing" if held is None else f"of shape {held.shape}"
+                raise ValueError(f"the sub-model's {e.name} has shape {e.shape}, the global model's is {have}")
+            pieces.append(torch.arange(held.offset, held.offset + held.numel))
+        return cls(part, torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64))
+
+    def gather(self, vector: Tensor, out: Tensor) -> Tensor:
+        """Copy this slice of a global vector [P] into `out` [n]."""
+        if self.runs is None:
+            return torch.index_select(vector, 0, self.index_on(vector.device), out=out)
+        for start, local, length in self.runs:
+            out.narrow(0, local, length).copy_(vector.narrow(0, start, length))
+        return out
+
+    def add(self, vector: Tensor, value: float) -> None:
+        """Add a number to every held coordinate of a global vector [P]."""
+        if self.runs is None:
+            vector[self.index_on(vector.device)] += value
+            return
+        for start, _, length in self.runs:
+            vector.narrow(0, start, length).add_(value)
+
+    def index_on(self, device: torch.device) -> Tensor:
+        """Return the index on a device; it moves there once and stays, as the slice is kept."""
+        if self.index.device != device:
+            object.__setattr__(self, "index", self.index.to(device))
+        return self.index
+
+
+def _contiguous_runs(index: Tensor) -> tuple[tuple[int, int, int], ...] | None:
+    if index.numel() == 0:
+        return ()
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), (torch.diff(index) != 1).nonzero().flatten() + 1])
+    if len(starts) > _MOST_RUNS:
+        return None
+    stops = torch.cat([starts[1:], torch.tensor([index.numel()])])
+    lengths = (stops - starts).tolist()
+    return tuple(zip(index[starts].tolist(), starts.tolist(), lengths, strict=True))
+
+
+class BoundModel:
+    """A model whose parameters, gradients and floating-point buffers are views of flat vectors.
+
+    `w`, `g`: [n] parameters and gradients; `b`: buffers. Loading a client is one copy, reading its result is none.
+    """
+
+    def __init__(self, model: nn.Module, params: Layout, buffers: Layout, device: torch.device | str = "cpu") -> None:
+        self.model = model.to(device)
+        self.params, self.buffers = params, buffers
+        dtype = next(model.parameters()).dtype
+        self.w = torch.zeros(params.numel, device=device, dtype=dtype)
+        self.g = torch.zeros_like(self.w)
+        self.b = torch.zeros(buffers.numel, device=device, dtype=dtype)
+        self._counters: list[tuple[Tensor, Tensor]] = []
+        for name, p in model.named_parameters():
+            params.view(self.w, name).copy_(p.data)
+            p.data, p.grad = params.view(self.w, name), params.view(self.g, name)
+        for name, buffer in model.named_buffers():
+            self._bind_buffer(name, buffer)
+
+    def _bind_buffer(self, name: str, buffer: Tensor) -> None:
+        view = self.buffers.view(self.b, name)
+        view.copy_(buffer)
+        if self.buffers.entries[name].integer:
+            self._counters.append((buffer, view))
+        else:
+            owner, _, leaf = name.rpartition(".")
+            self.model.get_submodule(owner)._buffers[leaf] = view
+
+    def load(self, w: Tensor, b: Tensor, params: Slice, buffers: Slice) -> None:
+        """Fill the model with its slice of the server's parameters `w` [P] and buffers `b` [B]."""
+        params.gather(w, self.w)
+        buffers.gather(b, self.b)
+        for counter, view in self._counters:
+            counter.copy_(view)
+
+    def read_buffers(self) -> Tensor:
+        """Return the buffers as they are now, counters included."""
+        for counter, view in self._counters:
+            view.copy_(counter)
+        return self.b
+
+
+def layouts_of(model: nn.Module, axes: Mapping[str, Axes] | None = None) -> tuple[Layout, Layout]:
+    """Return the layouts of a model's trainable parameters and of its buffers."""
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return Layout.of(params, axes), Layout.of(dict(model.named_buffers()), axes)
