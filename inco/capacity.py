@@ -1,0 +1,87 @@
+"""Which client holds which level. Every assignment is a pure function of (seed, round, client): no table grows with the population."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Protocol
+
+from inco.errors import ConfigError
+from inco.seeding import numpy_rng
+
+
+class Capacity(Protocol):
+    """An assignment of clients to levels 0 (smallest) to L - 1. `levels`: those that clients can hold."""
+
+    levels: tuple[int, ...]
+
+    def level(self, client: int, round: int) -> int: ...
+
+
+class FiveLevels:
+    """Contiguous groups of clients of equal size, smallest level first: client c holds level floor(c L / N) (the paper's)."""
+
+    def __init__(self, *, num_clients: int, num_levels: int, seed: int) -> None:
+        if num_clients < num_levels:
+            raise ConfigError(
+                f"num_clients={num_clients} with capacity=five_levels: the split has {num_levels} sizes and each needs a client; "
+                f"use num_clients={num_levels} or more, or fewer split.levels"
+            )
+        self.num_clients, self.num_levels = num_clients, num_levels
+        self.levels = tuple(range(num_levels))
+
+    def level(self, client: int, round: int) -> int:
+        return client * self.num_levels // self.num_clients
+
+
+class Resampled:
+    """Each client of each round draws its level anew. `shares`: probability of each level; null means all alike."""
+
+    def __init__(self, shares: list[float] | None = None, *, num_clients: int, num_levels: int, seed: int) -> None:
+        shares = list(shares) if shares else [1 / num_levels] * num_levels
+        if len(shares) != num_levels or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(f"capacity.shares={shares}: give {num_levels} probabilities, one a level, that sum to 1")
+        self.shares, self.seed = shares, seed
+        self.levels = tuple(level for level, share in enumerate(shares) if share > 0)
+
+    def level(self, client: int, round: int) -> int:
+        return int(numpy_rng(self.seed, "capacity", round, client).choice(len(self.shares), p=self.shares))
+
+
+class Fixed:
+    """All clients hold one level: `which` is "small" (the smallest) or "large" (the whole global model)."""
+
+    def __init__(self, which: str, *, num_clients: int, num_levels: int, seed: int) -> None:
+        self._level = 0 if which == "small" else num_levels - 1
+        self.levels = (self._level,)
+
+    def level(self, client: int, round: int) -> int:
+        return self._level
+
+
+class Table:
+    """Levels from a JSON file: a list with one level (0 is the smallest) a client."""
+
+    def __init__(self, path: str, *, num_clients: int, num_levels: int, seed: int) -> None:
+        try:
+            levels = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"capacity.path={path}: cannot read it ({error}); give a JSON list with one level a client") from error
+        if not isinstance(levels, list) or len(levels) != num_clients:
+            have = f"{len(levels)} entries" if isinstance(levels, list) else "no list"
+            raise ConfigError(f"capacity.path={path}: it holds {have}; give a JSON list of num_clients={num_clients} levels")
+        wrong = [(c, v) for c, v in enumerate(levels) if type(v) is not int or not 0 <= v < num_levels]
+        if wrong:
+            raise ConfigError(f"capacity.path={path}: client {wrong[0][0]} has level {wrong[0][1]!r}; levels are 0 to {num_levels - 1}")
+        empty = sorted(set(range(num_levels)) - set(Counter(levels)))
+        if empty:
+            raise ConfigError(
+                f"capacity.path={path}: no client has level {', '.join(map(str, empty))}; each of the split's {num_levels} sizes "
+                "needs a client, or shorten split.levels"
+            )
+        self._levels = levels
+        self.levels = tuple(range(num_levels))
+
+    def level(self, client: int, round: int) -> int:
+        return self._levels[client]

@@ -1,0 +1,112 @@
+"""What the rest of the house asks of a model family, and what all families share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from inco.errors import ConfigError, DataError
+from inco.flat import Axes
+from inco.seeding import seed_for
+from inco.types import Pair
+
+
+class Family(Protocol):
+    """A global model and its relatives of other depths.
+
+    `recipe`: which published image preparation it takes ("resnet" or "vit"). `blocks`: number of blocks in each group of
+    the global model, e.g. {"layer1": 3, ...}. `min_batch`: the smallest training batch that it bears.
+    """
+
+    name: str
+    recipe: str
+    blocks: Mapping[str, int]
+    image_size: int | None
+    min_batch: int
+
+    def build(self, keep: Sequence[int] | None = None) -> nn.Module:
+        """Build the global model, or the relative that keeps the first `keep[i]` blocks of group i."""
+        ...
+
+    def level_name(self, keep: Sequence[int]) -> str:
+        """Return the short name of a relative, e.g. resnet14."""
+        ...
+
+    def depth_levels(self) -> list[list[int]]:
+        """Return the paper's five sizes for this model, smallest first."""
+        ...
+
+    def axes(self, keep: Sequence[int] | None = None) -> dict[str, Axes]:
+        """Return the channel group of each dimension of each parameter and buffer."""
+        ...
+
+    def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
+        """Return the named activations: tap -> module."""
+        ...
+
+    def pairs(self, style: str) -> tuple[Pair, ...]:
+        """Return the cross-layer pairs of the global model ("official" or "paper")."""
+        ...
+
+    def load_pretrained(self, model: nn.Module) -> None:
+        """Overwrite a fresh global model's tensors by pretrained ones, where the settings ask for them."""
+        ...
+
+
+def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None) -> list[int]:
+    """Return how many blocks of each group to build; all where `keep` is None."""
+    most = list(blocks.values())
+    if keep is None:
+        return most
+    if len(keep) != len(most):
+        raise ConfigError(
+            f"split.levels has an entry {list(keep)} for model={name}: give one number of blocks for each of its "
+            f"{len(most)} groups ({', '.join(blocks)})" + ("; use split=layer" if len(most) == 1 else "; use split=stage")
+        )
+    if any(not 1 <= k <= m for k, m in zip(keep, most, strict=True)):
+        raise ConfigError(f"split.levels has an entry {list(keep)} for model={name}: each group keeps 1 to {most} blocks")
+    return list(keep)
+
+
+def fresh(family: Family, seed: int, keep: Sequence[int] | None = None) -> nn.Module:
+    """Build a model whose initial weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "init"))
+        return family.build(keep)
+
+
+def copy_matching(model: nn.Module, tensors: Mapping[str, Tensor], source: str, head: str) -> None:
+    """Copy pretrained tensors into `model`. The classifier (`head`) stays fresh where its shape differs; all else must fit."""
+    state = model.state_dict()
+    wrong = [n for n, t in state.items() if not n.startswith(head) and (n not in tensors or tensors[n].shape != t.shape)]
+    if wrong:
+        raise DataError(
+            f"model.pretrained={source}: {len(wrong)} of {len(state)} tensors are missing or of another shape "
+            f"(first: {wrong[0]} of shape {tuple(state[wrong[0]].shape)}); give weights of the same model, or model.pretrained=false"
+        )
+    model.load_state_dict({n: tensors[n] if n in tensors and tensors[n].shape == t.shape else t for n, t in state.items()})
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors file or a torch file of plain tensors. No pickle is run."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"model.pretrained={path}: no such file; give a .safetensors or .pt file of named tensors, or false")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        state = found.get("state_dict", found) if isinstance(found, dict) else None
+        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise ValueError("it does not hold named tensors")
+        return state
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"model.pretrained={path}: cannot read it ({error}); give a .safetensors or .pt file of named tensors") from error

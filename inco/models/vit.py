@@ -1,0 +1,147 @@
+"""Vision transformers on timm's blocks, cut to their first L blocks.
+
+Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; Steiner et al., How to train your ViT?, TMLR 2022 (weights). The layer
+split is that of Chan et al., ICLR 2024, Appendix H.4. Parameter names are timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from inco.errors import ConfigError, DataError
+from inco.flat import Axes
+from inco.models.base import check_keep, copy_matching, read_weights
+from inco.types import Output, Pair
+
+
+class ViT(VisionTransformer):
+    """timm's VisionTransformer that also returns what the classifier sees: [m, C, S, S] -> Output."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Output:
+        features = self.forward_head(self.forward_features(x, attn_mask=attn_mask), pre_logits=True)
+        return Output(self.head(features), features)
+
+
+class ViTFamily:
+    """A global ViT and its relatives with fewer blocks.
+
+    `depth`: blocks of the global model; `dim`, `heads`, `patch`, `mlp_ratio` as in the paper; `image_size`: side in pixels that
+    images are resized to; `pretrained`: true (timm's weights called `timm_name`), a file, or false.
+    """
+
+    recipe = "vit"
+    min_batch = 1
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        heads: int,
+        patch: int,
+        image_size: int,
+        mlp_ratio: float = 4.0,
+        pretrained: bool | str = False,
+        timm_name: str | None = None,
+        *,
+        shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        if image_size % patch:
+            raise ConfigError(
+                f"model.image_size={image_size} with model.patch={patch}: a ViT cuts the image into whole patches; "
+                f"use model.image_size={max(image_size // patch, 1) * patch} or a patch that divides {image_size}"
+            )
+        if dim % heads:
+            raise ConfigError(f"model.dim={dim} with model.heads={heads}: each head takes dim/heads channels; use a divisor of dim")
+        if pretrained is True and timm_name is None:
+            raise ConfigError("model.pretrained=true: no weights are published for this ViT; use false or a path to a file")
+        self.blocks = {"blocks": depth}
+        self.dim, self.heads, self.patch, self.image_size, self.mlp_ratio = dim, heads, patch, image_size, mlp_ratio
+        self.pretrained, self.timm_name = pretrained, timm_name
+        self.channels, self.num_classes = shape[0], num_classes
+        self.name = self.level_name([depth])
+
+    def build(self, keep: Sequence[int] | None = None) -> nn.Module:
+        (depth,) = check_keep(self.name, self.blocks, keep)
+        return ViT(
+            img_size=self.image_size,
+            patch_size=self.patch,
+            in_chans=self.channels,
+            num_classes=self.num_classes,
+            embed_dim=self.dim,
+            depth=depth,
+            num_heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+        )
+
+    def level_name(self, keep: Sequence[int]) -> str:
+        return f"vit{keep[0]}"
+
+    def depth_levels(self) -> list[list[int]]:
+        """The first 8, 9, 10, 11 and 12 of 12 blocks (Appendix H.4)."""
+        if self.blocks["blocks"] != 12:
+            raise ConfigError(f"split.levels=null: the paper gives sizes for 12 blocks, model.depth={self.blocks['blocks']}; list them")
+        return [[depth] for depth in range(8, 13)]
+
+    def axes(self, keep: Sequence[int] | None = None) -> dict[str, Axes]:
+        """Name channel groups: `embed` is the residual stream; a block has `qkv` (3 x heads x head size), `heads` and `mlp`."""
+        out: dict[str, Axes] = {
+            "cls_token": (None, None, "embed"),
+            "pos_embed": (None, None, "embed"),
+            "patch_embed.proj.weight": ("embed", "image", None, None),
+            "patch_embed.proj.bias": ("embed",),
+        }
+        (depth,) = check_keep(self.name, self.blocks, keep)
+        for b in range(depth):
+            block = f"blocks.{b}"
+            _norm(out, f"{block}.norm1")
+            _linear(out, f"{block}.attn.qkv", f"{block}.qkv", "embed")
+            _linear(out, f"{block}.attn.proj", "embed", f"{block}.heads")
+            _norm(out, f"{block}.norm2")
+            _linear(out, f"{block}.mlp.fc1", f"{block}.mlp", "embed")
+            _linear(out, f"{block}.mlp.fc2", "embed", f"{block}.mlp")
+        _norm(out, "norm")
+        _linear(out, "head", "classes", "embed")
+        return out
+
+    def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
+        """One tap a block: its output, [m, tokens, dim]."""
+        (depth,) = check_keep(self.name, self.blocks, keep)
+        return {f"blocks.{b}": f"blocks.{b}" for b in range(depth)}
+
+    def pairs(self, style: str) -> tuple[Pair, ...]:
+        """Official: norm2 from norm1 of the same block. Paper: every block's tensor from the first block's of the same name."""
+        depth = self.blocks["blocks"]
+        if style == "official":
+            return tuple(Pair(f"blocks.{b}.norm2.weight", f"blocks.{b}.norm1.weight") for b in range(depth))
+        names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        return tuple(Pair(f"blocks.{b}.{n}.weight", f"blocks.0.{n}.weight") for b in range(1, depth) for n in names)
+
+    def load_pretrained(self, model: nn.Module) -> None:
+        if self.pretrained is True:
+            copy_matching(model, _published(str(self.timm_name)), "true", head="head.")
+        elif self.pretrained:
+            copy_matching(model, read_weights(str(self.pretrained)), str(self.pretrained), head="head.")
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # timm raises whatever its download library raises
+        raise DataError(
+            f"model.pretrained=true: timm cannot fetch {name} ({error}); download it where there is a network and give "
+            "model.pretrained=PATH to its .safetensors, or train from scratch with model.pretrained=false"
+        ) from error
+
+
+def _linear(out: dict[str, Axes], name: str, produces: str, takes: str) -> None:
+    out[f"{name}.weight"], out[f"{name}.bias"] = (produces, takes), (produces,)
+
+
+def _norm(out: dict[str, Axes], name: str) -> None:
+    out[f"{name}.weight"] = out[f"{name}.bias"] = ("embed",)

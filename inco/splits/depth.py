@@ -1,0 +1,23 @@
+"""Stage and layer splits: a smaller client holds the first blocks of each group (Chan et al., ICLR 2024, Appendix H.4)."""
+
+from collections.abc import Sequence
+
+from inco.errors import ConfigError
+from inco.models.base import Family
+from inco.splits.base import BlockSplit
+
+
+class Depth(BlockSplit):
+    """Sub-models that keep the first blocks of each group of the global model.
+
+    `levels`: for each level, smallest first, blocks kept in each group: [1, 1, 2, 2] for the four stages of a ResNet (stage split),
+    [9] or 9 for the blocks of a ViT (layer split).
+    """
+
+    def __init__(self, levels: Sequence[Sequence[int] | int], *, family: Family) -> None:
+        table = [[keep] if isinstance(keep, int) else list(keep) for keep in levels]
+        if not table:
+            raise ConfigError("split.levels=[]: list at least one level, smallest first")
+        if any(sum(small) > sum(large) for small, large in zip(table, table[1:], strict=False)):
+            raise ConfigError(f"split.levels={table}: list the levels smallest first")
+        super().__init__(family, table)
