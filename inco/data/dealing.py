@@ -1,0 +1,70 @@
+"""`Partition`, the record of who holds what, and the vectorised dealing that the schemes share."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Client i holds examples `order[offsets[i]:offsets[i + 1]]`; `order` int64 [total], `offsets` int64 [N + 1]."""
+
+    order: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def num_clients(self) -> int:
+        """N."""
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of examples of each client, int64 [N]."""
+        return np.diff(self.offsets)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over order and offsets: equal digests are equal partitions."""
+        offsets, order = self.offsets.astype("<i8"), self.order.astype("<i8")
+        return hashlib.sha256(offsets.tobytes() + order.tobytes()).hexdigest()
+
+    def examples(self, client: int) -> np.ndarray:
+        """Return the dataset indices that `client` holds, int64 [n_i], in its own order."""
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client} is out of range (0 to {self.num_clients - 1})")
+        return self.order[self.offsets[client] : self.offsets[client + 1]]
+
+    def class_counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return how many examples of each class each client holds, int64 [N, C]; `labels` are those of the dataset [M]."""
+        client = np.repeat(np.arange(self.num_clients), self.sizes)
+        cell = client * num_classes + np.asarray(labels)[self.order]
+        return np.bincount(cell, minlength=self.num_clients * num_classes).reshape(self.num_clients, num_classes)
+
+
+def even_offsets(total: int, parts: int) -> np.ndarray:
+    """Return offsets [parts + 1] of `numpy.array_split`: sizes differ by at most one, longer parts first."""
+    i = np.arange(parts + 1, dtype=np.int64)
+    return i * (total // parts) + np.minimum(i, total % parts)
+
+
+def shard_owner(count: int, owners: np.ndarray) -> np.ndarray:
+    """Return the owner of each of `count` examples when they are cut evenly, in order, into `len(owners)` parts."""
+    return np.repeat(owners, np.diff(even_offsets(count, len(owners))))
+
+
+def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Partition:
+    """Give client j `counts[k, j]` random examples of each class k; `counts` int64 [C, N] sums to the class sizes."""
+    num_classes, num_clients = counts.shape
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    owner = np.repeat(np.tile(np.arange(num_clients), num_classes), counts.ravel())
+    return group(by_class, owner, num_clients, rng)
+
+
+def group(examples: np.ndarray, owner: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
+    """Collect the examples of each owner, in random order within it; `examples` and `owner` int64 [total]."""
+    shuffled = rng.permutation(len(examples))
+    order = shuffled[np.argsort(owner[shuffled], kind="stable")]
+    sizes = np.bincount(owner, minlength=num_clients)
+    return Partition(examples[order].astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
