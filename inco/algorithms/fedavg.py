@@ -1,0 +1,54 @@
+"""FedAvg, and the hooks that every other algorithm overrides.
+
+McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from inco.types import Aggregate, LocalRun, Output, Weighting
+
+
+class Algorithm:
+    """FedAvg: clients minimise their own loss, the server adds the mean of their deltas.
+
+    `weighting`: "examples" weighs a client by its number of examples n_i (the paper), "uniform" all clients alike (the published
+    InCo code). The mean is taken per coordinate over the clients that hold it.
+    """
+
+    def __init__(self, weighting: Weighting = "examples") -> None:
+        self.weighting: Weighting = weighting
+
+    @property
+    def uploads(self) -> Mapping[str, Weighting]:
+        """The vectors that clients send, and how each is averaged."""
+        return {"delta": self.weighting}
+
+    def init_server(self, w: Tensor) -> dict[str, Tensor]:
+        """Return the server's own vectors at the start, [P] each; `w` is the global model."""
+        return {}
+
+    def local_start(self, run: LocalRun) -> None:
+        """Prepare a client's local training."""
+
+    def local_loss(self, run: LocalRun, output: Output, x: Tensor) -> Tensor | float:
+        """Return what is added to the mean loss of a batch."""
+        return 0.0
+
+    def local_grad(self, run: LocalRun) -> None:
+        """Edit the gradient `run.g` in place, between backward and the optimizer step."""
+
+    def local_end(self, run: LocalRun) -> dict[str, Tensor]:
+        """Return the client's uploads, [n] each."""
+        return {"delta": run.w - run.w0}
+
+    def server_update(self, server: dict[str, Tensor], aggregate: Aggregate, fraction: float) -> Tensor:
+        """Return what the server is about to add to its model, [P]. `fraction`: cohort over population, |S|/N."""
+        return aggregate.mean["delta"]
+
+
+class FedAvg(Algorithm):
+    """The base class as it is."""

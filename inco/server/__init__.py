@@ -1,0 +1,1 @@
+"""What the server does with the uploads of a round: aggregation, transforms, server optimizers."""
