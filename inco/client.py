@@ -1,0 +1,99 @@
+"""The one local training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inco.algorithms.fedavg import Algorithm
+from inco.data.dataset import Images
+from inco.data.transforms import Transform
+from inco.local import Local, reset
+from inco.pool import ModelPool
+from inco.seeding import generator, seed_for
+from inco.types import ClientResult, ClientTask, LocalRun, SubModel
+from inco.uplink import Uplink
+
+Batch = tuple[Tensor, Tensor]  # images [m, C, S, S], labels [m]
+
+
+def train_locally(
+    run: LocalRun,
+    algorithm: Algorithm,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Batch],
+    precision: str = "fp32",
+) -> Tensor:
+    """Take one local step a batch and return the mean loss over the examples seen (a scalar on the device).
+
+    The order is a contract: forward, loss plus `local_loss`, backward, `local_grad`, optimizer step.
+    """
+    run.model.train()
+    reset(optimizer)
+    algorithm.local_start(run)
+    device = run.w.device
+    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+    for x, y in batches:
+        run.g.zero_()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = run.model(x)
+        loss = F.cross_entropy(output.logits.to(run.w.dtype), y) + algorithm.local_loss(run, output, x)
+        loss.backward()
+        algorithm.local_grad(run)
+        optimizer.step()
+        run.steps += 1
+        total += loss.detach() * len(y)
+        seen += len(y)
+    return total / max(seen, 1)
+
+
+class Trainer:
+    """Trains clients on one worker, one after the other, in models that are kept.
+
+    `train`: the whole training set, resident on the device; `smallest`: the smallest batch that the model bears.
+    """
+
+    def __init__(
+        self, pool: ModelPool, algorithm: Algorithm, local: Local, uplink: Uplink, train: Images, transform: Transform, smallest: int, seed: int
+    ) -> None:
+        self.pool, self.algorithm, self.local, self.uplink = pool, algorithm, local, uplink
+        self.train, self.transform, self.smallest, self.seed = train, transform, smallest, seed
+
+    def __call__(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
+        """Train one client from the server's parameters `w` [P], buffers `b` [B] and its algorithm's vectors [P]."""
+        bench = self.pool.get(sub)
+        bound = bench.bound
+        bound.load(w, b, sub.params, sub.buffers)
+        torch.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
+        mine = {name: sub.params.gather(v, torch.empty_like(bound.w)) for name, v in server.items()}
+        run = LocalRun(task, bound.model, bound.w.clone(), bound.w, bound.g, self.local.lr, mine)
+        loss = train_locally(run, self.algorithm, bench.optimizer, self._batches(task), self.local.precision)
+        noise = self._stream("uplink", task)
+        vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, noise)
+        return ClientResult(task, vectors, bound.read_buffers(), float(loss), run.steps)
+
+    def images_trained(self, examples: int) -> int:
+        """Return how many images a client with so many examples trains on in a round."""
+        return self.local.epochs * self.local.batches(examples, self.smallest)[-1][1]
+
+    def _batches(self, task: ClientTask) -> Iterator[Batch]:
+        """Yield each epoch's batches: examples shuffled and augmented from the client's own streams of this round."""
+        shuffle = generator(self.seed, "shuffle", task.round, task.client)
+        augment = self._stream("augment", task)
+        spans = self.local.batches(len(task.examples), self.smallest)
+        for _ in range(self.local.epochs):
+            order = task.examples[torch.randperm(len(task.examples), generator=shuffle)].to(self.pool.device)
+            for start, stop in spans:
+                yield take(self.train, order[start:stop], self.transform, augment)
+
+    def _stream(self, purpose: str, task: ClientTask) -> torch.Generator:
+        return generator(self.seed, purpose, task.round, task.client, device=self.pool.device)
+
+
+def take(images: Images, index: Tensor, transform: Callable[[Tensor, torch.Generator], Tensor], stream: torch.Generator) -> Batch:
+    """Gather a batch from a resident set and prepare it, channels-last as the models' weights are."""
+    x = transform(images.images.index_select(0, index), stream)
+    return x.contiguous(memory_format=torch.channels_last), images.labels.index_select(0, index)

@@ -1,0 +1,202 @@
+"""Who trains whom, where: ranks of torch.distributed, longest-first scheduling, and one exact reduction a round.
+
+Every rank holds the server's vectors and does the same server arithmetic; ranks exchange whole numbers only, so a result never depends on
+how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from inco.client import Trainer
+from inco.errors import InCoError, WorkerError
+from inco.evaluate import Evaluator, Score
+from inco.flat import Layout
+from inco.server.aggregate import Cohort, RoundSums
+from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
+
+_TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The process group of a run: this process's rank among `world`, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, rank: int, world: int, device: str, store: str | None = None) -> Ranks:
+        """Join the group. `store`: a file shared by ranks of one machine; None takes torchrun's environment.
+
+        On CPU a rank uses one thread: the number of threads changes bits, the number of ranks does not.
+        """
+        place = _place(device, int(os.environ.get("LOCAL_RANK", rank)))
+        if place.type == "cpu":
+            torch.set_num_threads(1)
+        else:
+            torch.cuda.set_device(place)
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        # NCCL refuses two ranks on one GPU; gloo then carries the sums through the CPU
+        own_gpu = place.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        init = f"file://{store}" if store else "env://"
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if own_gpu else "gloo", init_method=init, rank=rank, world_size=world, timeout=_TIMEOUT)
+        return cls(rank, world, place)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up an int64 tensor over all ranks, in place."""
+        if self.world > 1:
+            if tensor.is_cuda and dist.get_backend() == "gloo":
+                host = tensor.cpu()
+                dist.all_reduce(host)
+                tensor.copy_(host)
+            else:
+                dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order."""
+        found = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, value)
+        return found
+
+    def local_first(self, work: Callable[[], Any]) -> Any:
+        """Do `work` on every rank, on the first rank of each machine before the others: it may fill a cache that they read."""
+        first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        done = work() if first else None
+        self.gather(None)
+        return done if first else work()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _place(device: str, local_rank: int) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if device == "cpu" or (device == "auto" and not cuda):
+        return torch.device("cpu")
+    if not cuda:
+        raise WorkerError(f"engine.device={device}: torch sees no GPU here; use engine.device=auto or cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def assign(costs: Sequence[float], workers: int) -> list[list[int]]:
+    """Spread tasks over workers, longest first to the least loaded (Graham 1969). Returns each worker's positions.
+
+    A pure function of the costs, so that every rank knows the whole plan.
+    """
+    plan: list[list[int]] = [[] for _ in range(workers)]
+    load = [0.0] * workers
+    for position in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        least = min(range(workers), key=lambda k: (load[k], k))
+        plan[least].append(position)
+        load[least] += costs[position]
+    return plan
+
+
+class Engine:
+    """Maps clients over ranks and reduces their uploads; scores levels over ranks.
+
+    `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their weighting; `cohort`: clients a round;
+    `flops`: cost of one image's forward pass by level; `on_client`: called with (done, of) after each of this rank's clients.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        params: Layout,
+        buffers: Layout,
+        uploads: Mapping[str, Weighting],
+        buffer_weighting: Weighting,
+        cohort: int,
+        flops: Mapping[int, float],
+    ) -> None:
+        self.ranks, self.trainer, self.evaluator, self.flops = ranks, trainer, evaluator, flops
+        self.uploads, self.buffer_weighting = uploads, buffer_weighting
+        self._sums = RoundSums(list(uploads), params.numel, buffers.numel, cohort, ranks.device)
+        self.on_client: Callable[[int, int], None] | None = None
+
+    def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
+        """Return the positions in the cohort that each rank trains."""
+        return assign([self.flops[t.level] * len(t.examples) for t in tasks], self.ranks.world)
+
+    def map_reduce(
+        self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, server: Mapping[str, Tensor]
+    ) -> Aggregate:
+        """Train the cohort and return its averages. Raises on every rank alike where any client failed."""
+        cohort = Cohort(tasks, submodels, self.uploads, self.buffer_weighting)
+        mine = self.plan(tasks)[self.ranks.rank]
+        self._sums.reset()
+        error = self._guarded(lambda: self._train(cohort, mine, w, b, server))
+        self._reduce(self._sums.total, error)
+        return cohort.average(self._sums)
+
+    def _train(self, cohort: Cohort, mine: Sequence[int], w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> None:
+        for done, position in enumerate(mine, start=1):
+            task = cohort.tasks[position]
+            sub = cohort.submodels[task.level]
+            result = self._client(task, sub, w, b, server)
+            self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
+            if self.on_client:
+                self.on_client(done, len(mine))
+
+    def _client(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
+        try:
+            return self.trainer(task, sub, w, b, server)
+        except InCoError:
+            raise
+        except Exception as error:
+            failed = WorkerError(
+                f"round {task.round}, client {task.client} ({sub.name}, {len(task.examples)} examples) failed on worker "
+                f"{self.ranks.rank}: {type(error).__name__}: {error}; nothing of this round has been applied"
+            )
+            failed.detail = traceback.format_exc()
+            raise failed from error
+
+    def evaluate(self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int) -> dict[int, Score]:
+        """Score every level on the whole test set."""
+        units, costs = self.evaluator.units(self.flops)
+        mine = [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]
+        table = self.evaluator.score(mine, submodels, w, b, round)
+        return self.evaluator.scores(self.ranks.sum_(table))
+
+    def _guarded(self, work: Callable[[], None]) -> InCoError | None:
+        """Do this rank's work; keep its error, so that every rank can meet in the reduction and stop together."""
+        try:
+            work()
+        except InCoError as error:
+            self._sums.failures.fill_(1)
+            return error
+        return None
+
+    def _reduce(self, total: Tensor, error: InCoError | None) -> None:
+        try:
+            self.ranks.sum_(total)
+        except RuntimeError as lost:  # a rank died: its connections closed
+            raise error or WorkerError(f"worker {self.ranks.rank} lost its peers in the reduction: {lost}") from lost
+        if int(self._sums.failures):
+            raise next(e for e in self.ranks.gather(error) if e is not None)

@@ -1,0 +1,80 @@
+"""Scores of every capacity's sub-model on the whole test set, spread over the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inco.client import take
+from inco.data.dataset import Images
+from inco.data.transforms import Transform
+from inco.pool import ModelPool
+from inco.seeding import generator
+from inco.types import SubModel
+
+BATCH = 250  # test images at once; part of the arithmetic, so the same on every machine
+_LOSS_STEPS = 2.0**24  # fixed-point steps of a summed loss: whole numbers add in any order
+
+
+@dataclass(frozen=True)
+class Score:
+    """One level on the whole test set: accuracy in percent, mean loss (NaN where a loss was not finite), examples scored."""
+
+    accuracy: float
+    loss: float
+    count: int
+
+
+class Evaluator:
+    """Scores levels on a test set. A unit of work is one batch of one level, so any number of workers can share it.
+
+    `correct`, `count`, `loss` and `broken` of each level form one int64 table [levels, 4] that workers sum.
+    """
+
+    def __init__(self, pool: ModelPool, test: Images, transform: Transform, levels: Sequence[int], seed: int) -> None:
+        self.pool, self.test, self.transform, self.levels, self.seed = pool, test, transform, list(levels), seed
+        self.starts = list(range(0, len(test.labels), BATCH))
+
+    def units(self, costs: Mapping[int, float]) -> tuple[list[tuple[int, int]], list[float]]:
+        """Return every (level, batch number) and its cost."""
+        units = [(level, number) for level in self.levels for number in range(len(self.starts))]
+        return units, [costs[level] for level, _ in units]
+
+    @torch.no_grad()
+    def score(self, units: Sequence[tuple[int, int]], submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int) -> Tensor:
+        """Score this worker's units and return its table, int64 [levels, 4]."""
+        table = torch.zeros(len(self.levels), 4, dtype=torch.int64, device=self.pool.device)
+        for row, level in enumerate(self.levels):
+            numbers = [number for own, number in units if own == level]
+            if not numbers:
+                continue
+            sub = submodels[level]
+            bound = self.pool.get(sub).bound
+            bound.load(w, b, sub.params, sub.buffers)
+            bound.model.eval()
+            for number in numbers:
+                table[row] += self._batch(bound.model, number, round)
+        return table
+
+    def _batch(self, model: torch.nn.Module, number: int, round: int) -> Tensor:
+        start = self.starts[number]
+        index = torch.arange(start, min(start + BATCH, len(self.test.labels)), device=self.pool.device)
+        stream = generator(self.seed, "test", round, number, device=self.pool.device)
+        x, y = take(self.test, index, self.transform, stream)
+        logits = model(x).logits.float()
+        loss = F.cross_entropy(logits, y, reduction="sum").double()
+        broken = ~(loss < 2.0**24)
+        fixed = torch.where(broken, 0.0, loss * _LOSS_STEPS).round().long()
+        return torch.stack([(logits.argmax(1) == y).sum(), torch.tensor(len(y), device=y.device), fixed, broken.long()])
+
+    def scores(self, table: Tensor) -> dict[int, Score]:
+        """Turn the summed table into a score a level."""
+        out = {}
+        for level, (correct, count, fixed, broken) in zip(self.levels, table.tolist(), strict=True):
+            loss = float("nan") if broken else fixed / _LOSS_STEPS / count
+            out[level] = Score(100.0 * correct / count, loss, count)
+        return out

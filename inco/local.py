@@ -1,0 +1,87 @@
+"""Local training settings and optimizers, made once a worker and sub-model and reset for each client."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Local(ABC):
+    """How a client trains: epochs, batches, precision, and the optimizer on its one flat vector.
+
+    `epochs`: passes over the client's examples; `batch_size`: examples a step; `lr`: learning rate; `drop_last`: leave out a
+    short last batch (the published InCo code does), except where it is the only one; `precision`: "fp32", or "bf16" for the forward and backward pass.
+    """
+
+    def __init__(self, epochs: int, batch_size: int, lr: float, drop_last: bool = False, precision: str = "fp32") -> None:
+        self.epochs, self.batch_size, self.lr = epochs, batch_size, lr
+        self.drop_last, self.precision = drop_last, precision
+
+    @abstractmethod
+    def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:
+        """Make the optimizer of one flat parameter vector."""
+
+    def batches(self, count: int, smallest: int) -> list[tuple[int, int]]:
+        """Return [start, stop) of each batch of an epoch over `count` examples.
+
+        A last batch below `smallest` joins the one before it: BatchNorm cannot train on one example.
+        """
+        size = self.batch_size
+        stops = list(range(size, count + 1, size))
+        left = count - (stops[-1] if stops else 0)
+        if left and not (self.drop_last and stops):
+            if stops and left < smallest:
+                stops[-1] = count
+            else:
+                stops.append(count)
+        return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+class Adam(Local):
+    """Adam (Kingma and Ba, ICLR 2015), the paper's local optimizer for ResNets. `betas`: decay of the two moments; `weight_decay`: L2."""
+
+    def __init__(
+        self,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        drop_last: bool = False,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(epochs, batch_size, lr, drop_last, precision)
+        self.betas, self.weight_decay = tuple(betas), weight_decay
+
+    def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.Adam([w], lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
+
+
+class SGD(Local):
+    """Stochastic gradient descent. `momentum`: heavy-ball factor; `weight_decay`: L2."""
+
+    def __init__(
+        self,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        drop_last: bool = False,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(epochs, batch_size, lr, drop_last, precision)
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.SGD([w], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
+
+
+def reset(optimizer: torch.optim.Optimizer) -> None:
+    """Forget a former client in place: every moment and counter becomes zero, as in a new optimizer."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()

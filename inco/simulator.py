@@ -1,0 +1,144 @@
+"""The round loop, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inco.algorithms.fedavg import Algorithm
+from inco.engine import Engine
+from inco.errors import NumericError
+from inco.evaluate import Score
+from inco.population import Population
+from inco.types import Aggregate, ClientTask, SubModel
+
+Metrics = dict[str, float]
+
+
+class Transform(Protocol):
+    """A change of what the server is about to add, [P] -> [P], with metrics."""
+
+    def __call__(self, update: Tensor) -> tuple[Tensor, Mapping[str, float]]: ...
+
+
+class ServerOptimizer(Protocol):
+    """How an update is added to the global model."""
+
+    def init(self, w: Tensor) -> dict[str, Tensor]: ...
+    def step(self, w: Tensor, update: Tensor, covered: Tensor, state: dict[str, Tensor]) -> None: ...
+
+
+class Diagnostics(Protocol):
+    """Extra metrics of a round."""
+
+    def on_round(self, round: int, aggregate: Aggregate) -> Mapping[str, float]: ...
+
+
+@dataclass
+class ServerState:
+    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the methods' own vectors."""
+
+    round: int
+    w: Tensor
+    b: Tensor
+    algorithm: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LevelCost:
+    """What one client of a level costs: bytes in one direction, and floating-point operations of one forward pass of one image."""
+
+    bytes: int
+    flops: int
+
+
+class Simulator:
+    """One run: sample, train, aggregate, transform, step, score.
+
+    `costs`: of one client of each level; `images_trained`: images that a client with so many examples trains on in a round;
+    `eval_every`: rounds between two scorings (the last round is always scored).
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        engine: Engine,
+        algorithm: Algorithm,
+        transform: Transform,
+        optimizer: ServerOptimizer,
+        diagnostics: Diagnostics,
+        costs: Mapping[int, LevelCost],
+        images_trained: Callable[[int], int],
+        eval_every: int,
+    ) -> None:
+        self.population, self.engine, self.algorithm, self.transform = population, engine, algorithm, transform
+        self.optimizer, self.diagnostics, self.costs = optimizer, diagnostics, costs
+        self.images_trained, self.eval_every = images_trained, eval_every
+
+    def start(self, seed: int) -> ServerState:
+        """Return the state before the first round."""
+        w, b = (v.to(self.engine.ranks.device) for v in self.population.split.initial(seed))
+        return ServerState(0, w, b, self.algorithm.init_server(w), self.optimizer.init(w))
+
+    def run(self, state: ServerState, rounds: int, listener: Callable[[ServerState, Metrics], None]) -> None:
+        """Take the state from its round to `rounds`; after each, `listener(state, metrics)`."""
+        while state.round < rounds:
+            began = time.perf_counter()
+            metrics = self._round(state, last=state.round + 1 == rounds)
+            metrics["time/round_s"] = time.perf_counter() - began
+            listener(state, metrics)
+
+    def _round(self, state: ServerState, last: bool) -> Metrics:
+        """One round (Algorithm 1 of the paper, with its base algorithm): the state moves only when all of it has succeeded."""
+        began = time.perf_counter()
+        number = state.round + 1
+        tasks = self.population.tasks(number)
+        submodels = self.population.submodels(number)
+
+        # 1. clients train, their uploads are averaged over the holders of each coordinate
+        aggregate = self.engine.map_reduce(tasks, submodels, state.w, state.b, state.algorithm)
+
+        # 2. the algorithm says what to add, the transform changes it; what nobody holds does not move
+        update = self.algorithm.server_update(state.algorithm, aggregate, self.population.fraction)
+        update, mixing = self.transform(update * aggregate.covered)
+        update = update * aggregate.covered
+        norm = float(torch.linalg.vector_norm(update))
+        if not norm < float("inf"):
+            raise NumericError(f"round {number}: the update's norm is {norm}; it has not been applied. Lower local.lr")
+
+        # 3. the server steps; buffers take the mean of their holders
+        self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
+        state.b = torch.where(aggregate.buffers_covered, aggregate.buffers, state.b)
+        self.population.split.buffers.truncate_counters(state.b)
+        state.round = number
+        trained = time.perf_counter() - began
+
+        metrics: Metrics = {"round": number}
+        if last or number % self.eval_every == 0:
+            metrics |= self._scores(submodels, self.engine.evaluate(submodels, state.w, state.b, number))
+        metrics |= self._work(tasks, aggregate) | {"update/norm": norm} | mixing | self.diagnostics.on_round(number, aggregate)
+        return metrics | {"time/train_s": trained, "time/eval_s": time.perf_counter() - began - trained}
+
+    def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:
+        """Loss, traffic and arithmetic of the cohort. A training step is counted as three forward passes."""
+        seen = sum(row.examples for row in aggregate.clients)
+        traffic = sum(self.costs[t.level].bytes for t in tasks)
+        return {
+            "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen,
+            "comm/up_bytes": traffic * len(self.algorithm.uploads),
+            "comm/down_bytes": traffic,
+            "compute/flops": sum(3 * self.costs[t.level].flops * self.images_trained(len(t.examples)) for t in tasks),
+        }
+
+    @staticmethod
+    def _scores(submodels: Mapping[int, SubModel], scores: Mapping[int, Score]) -> Metrics:
+        mean = sum(s.accuracy for s in scores.values()) / len(scores)
+        loss = sum(s.loss for s in scores.values()) / len(scores)
+        by_level = {f"test/acc/{submodels[level].name}": s.accuracy for level, s in scores.items()}
+        return {"test/acc": mean, "test/loss": loss} | by_level

@@ -1,0 +1,148 @@
+"""Local worker processes: one rank each, started once and kept for the whole run.
+
+Imports no torch, so that workers are on their way while this process imports it. Run as a module, this file is the worker.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from inco.errors import InCoError, WorkerError
+
+_POLL_S = 0.5
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use (a batch system may give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def how_many(workers: int | str, device: str, cohort: int) -> int:
+    """Return the number of local workers: as set, or one a GPU, or one a core; never more than clients a round."""
+    if workers != "auto":
+        return int(workers)
+    gpus = 0
+    if device != "cpu" and Path("/dev/nvidiactl").exists():
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return max(1, min(gpus or available_cores(), cohort))
+
+
+class LocalWorkers:
+    """The workers beside this process, which is rank 0. Watches them, and interrupts this process when one dies.
+
+    `settings`: the run's; `world`: ranks in all; `store`: the file through which they meet.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], world: int, folder: Path) -> None:
+        self.world, self.store, self._folder = world, folder / "store", folder
+        self._processes = [self._start(rank, json.dumps(settings)) for rank in range(1, world)]
+        self._closing = threading.Event()
+        self.lost: WorkerError | None = None
+        self._watch = threading.Thread(target=self._watch_over, daemon=True)
+        self._watch.start()
+
+    def _start(self, rank: int, settings: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "inco.workers", str(rank), str(self.world), str(self.store)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(self.world)}
+        env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        with self._errors(rank).open("wb") as errors:
+            # a session of its own: Ctrl-C reaches rank 0 alone, which then ends the workers
+            process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stderr=errors, start_new_session=True)
+        assert process.stdin is not None
+        process.stdin.write(settings.encode())
+        process.stdin.close()
+        return process
+
+    def _errors(self, rank: int) -> Path:
+        return self._folder / f"worker_{rank}.err"
+
+    def _watch_over(self) -> None:
+        while not self._closing.wait(_POLL_S):
+            for rank, process in enumerate(self._processes, start=1):
+                code = process.poll()
+                if code and not self._closing.is_set():
+                    self.lost = self._describe(rank, process.pid, code)
+                    _thread.interrupt_main()
+                    return
+
+    def _describe(self, rank: int, pid: int, code: int) -> WorkerError:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        said = self._errors(rank).read_text(errors="replace").strip()
+        error = WorkerError(
+            f"worker {rank} (pid {pid}) {how}"
+            + (f": {said.splitlines()[-1]}" if said else "; if it ran out of memory, use fewer engine.workers")
+            + ". Nothing of the round under way has been applied; the same command goes on from the last checkpoint"
+        )
+        error.detail = said
+        return error
+
+    def diagnose(self, patience_s: float = 2.0) -> WorkerError | None:
+        """Return the error of a worker that died, waiting a little for the watch to see it."""
+        until = time.monotonic() + patience_s
+        while self.lost is None and self._processes and time.monotonic() < until:
+            time.sleep(0.05)
+        return self.lost
+
+    def close(self) -> None:
+        """End the workers that are still there: a moment to leave by themselves, then for good."""
+        self._closing.set()
+        for process in self._processes:
+            try:
+                process.wait(timeout=2.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def kill(self) -> None:
+        """End all workers at once."""
+        self._closing.set()
+        for process in self._processes:
+            process.kill()
+
+
+@contextmanager
+def local_workers(settings: Mapping[str, Any], world: int) -> Iterator[LocalWorkers]:
+    """Start ranks 1 to `world` - 1 beside this process. Their failure is raised here as a WorkerError."""
+    with tempfile.TemporaryDirectory(prefix="inco-") as folder:
+        workers = LocalWorkers(settings, world, Path(folder))
+        try:
+            yield workers
+            workers.close()
+        except BaseException as error:
+            lost = workers.lost if not isinstance(error, WorkerError) else workers.diagnose() or None
+            workers.kill()
+            if lost is not None and lost is not error:
+                raise lost from error
+            raise
+        finally:
+            workers.kill()
+
+
+def main(rank: int, world: int, store: str, settings: Mapping[str, Any]) -> None:
+    """Be one worker: the same rounds as rank 0, without a record."""
+    from inco.config.launch import follow
+
+    # rank 0 tells the user; what reaches it here is the error of one worker alone
+    try:
+        follow(settings, rank, world, store)
+    except InCoError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.load(sys.stdin))
