@@ -1,0 +1,297 @@
+"""Trackers mirror a run to a dashboard. The local record (`record.py`) is the truth: a tracker never raises."""
+
+import logging
+import math
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from inco.errors import ConfigError
+from inco.record import atomic_write
+
+TOTAL_S = 15.0  # the most that W&B may add to a run, start and end together
+MODES = ("auto", "online", "offline")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a tracker is told about a run. `config` is a plain dict, resolved, and is logged as it is."""
+
+    name: str
+    folder: Path
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    job_type: str = "train"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tracker(Protocol):
+    """Where metrics go besides the run's own folder. `warnings` is what the summary should record."""
+
+    warnings: list[str]
+
+    def start(self, run: RunInfo) -> str | None:
+        """Open the run; may return one line for the user."""
+
+    def log(self, metrics: Mapping[str, float], round: int) -> None:
+        """Mirror the numbers of one round."""
+
+    def image(self, key: str, path: Path, round: int) -> None:
+        """Mirror an image file."""
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Close the run with its last facts; exit code 0 means finished, anything else failed."""
+
+
+class NoTracker:
+    """Track nothing."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def start(self, run: RunInfo) -> None:
+        """Do nothing."""
+
+    def log(self, *_: object, **__: object) -> None:
+        """Do nothing."""
+
+    image = finish = log
+
+
+class Wandb:
+    """Mirror a run to Weights & Biases: online where a key and a server are at hand, otherwise to files for later.
+
+    Nothing here raises or holds training up: W&B adds `TOTAL_S` seconds at the very most, and the first error turns
+    it off for the run with one line in `warnings`. Files of all runs stand in `<outputs>/wandb`, so that one
+    `wandb leet` sees a whole sweep. `round` is the x axis; `step` is never passed, because a resumed run would have
+    its repeated rounds dropped as steps that went backwards.
+    """
+
+    def __init__(
+        self, project: str = "inco", mode: str = "auto", entity: str | None = None, group: str | None = None,
+        tags: Iterable[str] = (), timeout_s: float = 10.0,
+    ) -> None:  # fmt: skip
+        _check(mode, timeout_s)
+        self.project, self.mode, self.entity, self.group = project, mode, entity, group
+        self.tags, self.timeout_s = tuple(tags), float(timeout_s)
+        self.warnings: list[str] = []
+        self._wandb: Any = None  # the module, imported at start() only
+        self._run: Any = None
+        self._images = True
+
+    def start(self, run: RunInfo) -> str | None:
+        """Open the W&B run and say in one line where it goes; None if W&B is off because `WANDB_MODE` says so."""
+        began = time.monotonic()
+        self._run, self._images = None, True
+        mode = _env_mode(self.mode)
+        if mode == "disabled":
+            return None
+        try:
+            self._wandb = _import_wandb()
+            run_id = _run_id(run.folder)
+            why = self._why_offline(mode)
+            tried = why is None
+            if tried and (why := self._start_online(run, run_id, began)) is None:
+                return f"W&B: online at {self._run.url or 'the server'}"
+            return self._start_offline(run, run_id, str(why), tried)
+        except Exception as error:
+            return self._off("could not start", error)
+
+    def log(self, metrics: Mapping[str, float], round: int) -> None:
+        """Mirror the numbers of one round."""
+        if self._run is not None:
+            try:
+                self._run.log({**metrics, "round": round})
+            except Exception as error:
+                self._off(f"stopped at round {round}", error)
+
+    def image(self, key: str, path: Path, round: int) -> None:
+        """Mirror an image file; a bad image turns images off and leaves the numbers running."""
+        if self._run is None or not self._images:
+            return
+        try:
+            self._run.log({key: self._wandb.Image(str(path)), "round": round})
+        except Exception as error:
+            self._images = False
+            self.warnings.append(f"W&B takes no more images in this run: {key} at round {round}: {_short(error)}")
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Close the W&B run. What a stalled network left behind stays on disk, and a warning says how to send it."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            # test/acc has a summary rule of its own (its best and last value), which a plain value would overwrite.
+            run.summary.update({key: _jsonable(value) for key, value in summary.items() if key != "test/acc"})
+            run.finish(exit_code=exit_code)
+            if getattr(run, "_finish_timed_out", False):
+                self.warnings.append(f"W&B had not sent everything; to send the rest: wandb sync {_files(run)}")
+        except Exception as error:
+            self._off("could not close the run", error)
+
+    def _why_offline(self, mode: str) -> str | None:
+        """Say why to go offline, or None where online is worth a try."""
+        if mode == "offline":
+            return "as asked"
+        url = str(self._wandb.setup().settings.base_url)
+        if not _has_key(url):
+            return "no API key"
+        return _no_answer(url, self.timeout_s)
+
+    def _start_online(self, run: RunInfo, run_id: str, began: float) -> str | None:
+        """Start online; on failure say why, and leave no half-made run behind."""
+        left = max(TOTAL_S - (time.monotonic() - began) - 1.5, 3.0)  # 1.5 s: starting again offline
+        wait = min(self.timeout_s, 0.6 * left)
+        home, made = run.folder.resolve().parent / "wandb", f"run-*-{run_id}*"
+        before = set(home.glob(made))
+        try:
+            self._run = self._init(run, run_id, "online", init_timeout=wait, finish_timeout=left - wait)
+        except Exception as error:
+            for leftover in set(home.glob(made)) - before:
+                shutil.rmtree(leftover, ignore_errors=True)
+            return _short(error)
+        return None
+
+    def _start_offline(self, run: RunInfo, run_id: str, why: str, tried: bool) -> str:
+        """Start offline, and say how to upload later. `tried`: online was tried first and failed."""
+        # A failed online start keeps the id busy inside wandb's service until this process ends.
+        self._run = self._init(run, f"{run_id}-local" if tried else run_id, "offline")
+        option = f"--id {run_id} " if tried else ""
+        return f"W&B: offline ({why}); to upload later: wandb sync {option}{_files(self._run)}"
+
+    def _init(self, run: RunInfo, run_id: str, mode: str, **settings: float) -> Any:
+        """Call `wandb.init` for this run alone, silent, and make `round` the x axis."""
+        started = self._wandb.init(
+            project=self.project, entity=self.entity, name=run.name, id=run_id, resume="allow", mode=mode,
+            group=self.group or run.group or None, tags=[*dict.fromkeys((*run.tags, *self.tags))] or None,
+            job_type=run.job_type or None, config=dict(run.config), dir=str(run.folder.resolve().parent),
+            reinit="create_new", settings=self._wandb.Settings(**_quiet(), **settings),
+        )  # fmt: skip
+        started.define_metric("round")
+        started.define_metric("*", step_metric="round")
+        started.define_metric("test/acc", step_metric="round", summary="max,last")
+        return started
+
+    def _off(self, what: str, error: Exception) -> str:
+        """Turn W&B off for this run and keep one warning."""
+        self._run = None
+        if self._wandb is not None:
+            _drop_service(self._wandb)
+        line = f"W&B {what} and is off for this run: {_short(error)}; metrics.jsonl has every round"
+        self.warnings.append(line)
+        return line
+
+
+def _check(mode: str, timeout_s: float) -> None:
+    """Refuse wrong settings before anything starts."""
+    problems = []
+    if mode not in MODES:
+        problems.append(f"tracker.mode={mode}: must be one of {', '.join(MODES)}; for no W&B at all use tracker=none")
+    if not 0 < timeout_s <= 10:
+        problems.append(f"tracker.timeout_s={timeout_s}: seconds above 0 and at most 10; use tracker.timeout_s=10")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _env_mode(mode: str) -> str:
+    """Let `WANDB_MODE`, which users and clusters set, decide where the setting is auto."""
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    return {"dryrun": "offline"}.get(asked, asked) or mode if mode == "auto" else mode
+
+
+def _import_wandb() -> Any:
+    """Import wandb and silence its console lines, also those that it prints before a run has settings."""
+    # W&B's error reports about itself would hold the process up by 10 s and more when the server is down.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    logging.getLogger("wandb").propagate = False  # it has files of its own; Hydra's root logger would print every line
+    wandb.setup(settings=wandb.Settings(**_quiet()))
+    return wandb
+
+
+def _drop_service(wandb: Any) -> None:
+    """Let go of W&B's service, which may be dead: the next job of a sweep gets a new one, and the exit no traceback."""
+
+    def drop() -> None:
+        with suppress(Exception):
+            wandb.teardown()
+
+    thread = threading.Thread(target=drop, daemon=True)  # it can wait for uploads, so it is left behind
+    thread.start()
+    thread.join(2.0)
+
+
+def _quiet() -> dict[str, Any]:
+    """Give the settings that keep wandb off the console and our stdout untouched."""
+    return {"silent": True, "quiet": True, "console": "off"}
+
+
+def _run_id(folder: Path) -> str:
+    """Give the W&B id of a run's folder, made once, so that a resumed run goes on under the same id."""
+    path = folder / "wandb_id"
+    if path.is_file() and (known := path.read_text().strip()):
+        return known
+    made = secrets.token_hex(4)
+    atomic_write(path, made + "\n")
+    return made
+
+
+def _has_key(url: str) -> bool:
+    """Say whether W&B would find credentials. They are looked for, never kept or shown."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        from wandb.sdk.lib import wbauth
+
+        return wbauth.read_netrc_auth(host=url) is not None
+    except Exception:  # a malformed key, or a wandb that moved its lookup: online could stop to ask, so stay offline
+        return False
+
+
+def _no_answer(url: str, seconds: float) -> str | None:
+    """Say why the server does not answer within `seconds`, or None if it does."""
+    parts = urlsplit(url)
+    host = parts.hostname or url  # never the whole URL, which can hold a password
+    answer = [f"{host} did not answer within {seconds:g} s"]
+
+    def probe() -> None:
+        try:
+            with urlopen(url, timeout=seconds):
+                answer[0] = ""
+        except HTTPError as error:  # the server speaks; only 5xx says that it is out of order
+            answer[0] = f"{host} answered {error.code}" if error.code >= 500 else ""
+        except Exception as error:
+            answer[0] = f"{host} not reachable: {_short(getattr(error, 'reason', error))}"
+
+    thread = threading.Thread(target=probe, daemon=True)  # a name lookup takes no timeout, so it is left behind
+    thread.start()
+    thread.join(seconds)
+    return answer[0] or None
+
+
+def _files(started: Any) -> Path:
+    """Give the folder of a W&B run's own files, short where it is below the working directory."""
+    path = Path(started.dir).parent
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _jsonable(value: Any) -> Any:
+    """Write a non-finite number as None: W&B's summary has no other way to show it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(error: object) -> str:
+    """Give an error as one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
