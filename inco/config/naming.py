@@ -1,0 +1,45 @@
+"""A run's name and digest: the same settings find the same folder again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+# What may differ between two sessions of one run: nothing here changes a round's result.
+FREE = ("name", "rounds", "checkpoint_every", "fresh", "engine", "tracker", "experiment", "debug")
+_SHOWN = ("dataset", "model", "split", "algorithm", "transform")
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a result depends on."""
+    return {key: value for key, value in settings.items() if key not in FREE}
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Return eight hex digits of everything that a result depends on, but the seed."""
+    kept = {key: value for key, value in identity(settings).items() if key != "seed"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as plain Python, without Hydra's own part and without the name."""
+    keys = [key for key in cfg if key not in ("hydra", "name")]
+    chosen = OmegaConf.masked_copy(cfg, keys)
+    return OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    settings = plain(_root_)
+    words = [str(choices[group]) for group in _SHOWN if group in choices]
+    return "-".join([*words, f"s{settings['seed']}", digest(settings)])
+
+
+def register() -> None:
+    """Make `${run_name:}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)

@@ -1,0 +1,54 @@
+"""The one place that turns a `_target_` into an object, from an allow-list of modules."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from inco.errors import ConfigError
+
+ALLOWED = ("inco.",)
+_EXTRA = "INCO_ALLOW_TARGETS"
+
+
+def allowed_prefixes() -> tuple[str, ...]:
+    """Return the prefixes that a `_target_` may have: ours, and those that the user lists in INCO_ALLOW_TARGETS (comma-separated)."""
+    own = (p.strip() for p in os.environ.get(_EXTRA, "").split(","))
+    return ALLOWED + tuple(p if p.endswith(".") else p + "." for p in own if p)
+
+
+def target_problem(group: str, target: Any) -> str | None:
+    """Say what is wrong with a `_target_`, or None."""
+    if not isinstance(target, str) or not target.startswith(allowed_prefixes()):
+        package = str(target).split(".")[0]
+        return (
+            f"{group}._target_={target}: only classes below {', '.join(allowed_prefixes())} are built; "
+            f"for code of your own set the environment variable {_EXTRA}={package}"
+        )
+    return None
+
+
+def locate(group: str, target: str) -> Any:
+    """Return the class that `_target_` names. Raises ConfigError where it is not allowed or not there."""
+    problem = target_problem(group, target)
+    if problem:
+        raise ConfigError(problem)
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{group}._target_={target}: cannot import it ({error})") from error
+
+
+def build(group: str, node: Mapping[str, Any], **wiring: Any) -> Any:
+    """Build the object of a group from its settings; `wiring` is what other groups give it."""
+    made = locate(group, node["_target_"])
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        return made(**settings, **wiring)
+    except TypeError as error:
+        raise ConfigError(f"{group}: {made.__name__} does not take these settings ({error}); see conf/{group}/") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,90 @@
+"""Wire the groups together: the one screen where dataset, model, split, algorithm and engine meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inco.client import Trainer
+from inco.config.targets import build, locate
+from inco.data.dataset import Dataset, Images
+from inco.data.partition import Partition
+from inco.engine import Engine, Ranks
+from inco.errors import ConfigError
+from inco.evaluate import Evaluator
+from inco.models.base import Family
+from inco.pool import ModelPool, forward_flops
+from inco.population import Population
+from inco.seeding import numpy_rng
+from inco.simulator import LevelCost, Simulator
+from inco.splits.base import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """A run, ready to start, and what its record says of it."""
+
+    simulator: Simulator
+    dataset: Dataset
+    partition: Partition
+    split: Split
+    costs: Mapping[int, LevelCost]
+
+
+def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
+    """Build a run on this rank from validated settings. Raises ConfigError or DataError."""
+    seed = settings["seed"]
+    source = build("dataset", settings["dataset"])
+    source.check()
+    recipe = source.recipe(locate("model", settings["model"]["_target_"]).recipe, settings["model"]["image_size"])
+    family: Family = build("model", settings["model"], shape=recipe.shape, num_classes=source.num_classes)
+    split: Split = build("split", settings["split"], family=family)
+    levels = dict(num_clients=settings["num_clients"], num_levels=len(split.names), seed=seed)
+    capacity = build("capacity", settings["capacity"], **levels)
+    local, algorithm = build("local", settings["local"]), build("algorithm", settings["algorithm"])
+    transform = build("transform", settings["transform"])
+    try:
+        transform = transform.bind(split.params, split.pairs)
+    except ValueError as error:
+        raise ConfigError(f"transform: {error}") from error
+
+    dataset: Dataset = ranks.local_first(source.load)
+    scheme = build("partition", settings["partition"])
+    labels = dataset.train.labels.numpy()
+    partition = scheme(labels, len(dataset.classes), settings["num_clients"], numpy_rng(seed, "partition"))
+    _check_smallest(partition, family)
+    population = Population(settings["num_clients"], settings["sample_ratio"], partition, capacity, split, seed)
+
+    submodels = population.submodels(0)
+    costs = {
+        level: LevelCost(4 * (sub.params.layout.numel + sub.buffers.layout.numel), forward_flops(sub, recipe.shape))
+        for level, sub in submodels.items()
+    }
+    flops = {level: float(cost.flops) for level, cost in costs.items()}
+    pool = ModelPool(local, ranks.device)
+    uplink = build("uplink", settings["uplink"])
+    trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed)
+    evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed)
+    engine = Engine(
+        ranks, trainer, evaluator, split.params, split.buffers, algorithm.uploads, algorithm.weighting, population.cohort_size, flops
+    )
+    server, diagnostics = build("server", settings["server"]), build("diagnostics", settings["diagnostics"])
+    simulator = Simulator(
+        population, engine, algorithm, transform, server, diagnostics, costs, trainer.images_trained, settings["eval_every"]
+    )
+    return Assembly(simulator, dataset, partition, split, costs)
+
+
+def _resident(images: Images, ranks: Ranks) -> Images:
+    return Images(images.images.to(ranks.device), images.labels.to(ranks.device))
+
+
+def _check_smallest(partition: Partition, family: Family) -> None:
+    client = int(partition.sizes.argmin())
+    size = int(partition.sizes[client])
+    if size < family.min_batch:
+        raise ConfigError(
+            f"partition: client {client} holds {size} example(s), and {family.name} has BatchNorm, which trains on "
+            f"{family.min_batch} or more; use partition.min_size={family.min_batch} where there is one, or fewer clients"
+        )

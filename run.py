@@ -1,0 +1,27 @@
+"""Train a federation of clients that hold models of different sizes: `python run.py`, `python run.py --help`.
+
+Nothing heavy is imported here, so that help, completion and error messages come at once.
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from inco.config.cli import front_door, run_job
+from inco.config.naming import register
+
+CONF = Path(__file__).resolve().parent / "conf"
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Run one job and return its last accuracy."""
+    return run_job(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(front_door(main, CONF, sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""What the tests share: composing a configuration and running it in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from inco.config.naming import plain, register
+
+register()
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = (
+    "debug=tiny",
+    "model.widths=[2,4,4,8]",
+    "dataset.shape=[1,8,8]",
+    "dataset.num_train=60",
+    "dataset.num_test=40",
+    "dataset.num_classes=3",
+    "local.batch_size=8",
+)
+TINY_VIT = (
+    "debug=tiny",
+    "model=vit_tiny",
+    "model.dim=8",
+    "model.heads=2",
+    "model.image_size=16",
+    "split=layer",
+    "dataset.shape=[1,8,8]",
+    "dataset.num_train=60",
+    "dataset.num_test=40",
+    "dataset.num_classes=3",
+    "local.batch_size=8",
+)
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    """Compose a configuration as plain Python."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return plain(cfg)
+
+
+def simulate(*overrides: str, rounds: int | None = None) -> tuple[Any, list[dict[str, float]], Any]:
+    """Run a configuration in this process on one rank. Returns the last state, the rows and the assembly."""
+    from inco.config.wiring import assemble
+    from inco.engine import Ranks
+
+    settings = settings_of(*overrides)
+    run = assemble(settings, Ranks(0, 1, torch.device("cpu")))
+    state = run.simulator.start(settings["seed"])
+    rows: list[dict[str, float]] = []
+    run.simulator.run(state, rounds or settings["rounds"], lambda state, metrics: rows.append(metrics))
+    return state, rows, run
+
+
+def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without the times, which alone may differ between equal runs."""
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read a run's summary.json."""
+    return json.loads((folder / "summary.json").read_text())
