@@ -42,7 +42,7 @@ class Resampled:
         shares = list(shares) if shares else [1 / num_levels] * num_levels
         if len(shares) != num_levels or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(f"capacity.shares={shares}: give {num_levels} probabilities, one a level, that sum to 1")
-        self.shares, self.seed = shares, seed
+        self.shares, self.seed = [share / sum(shares) for share in shares], seed
         self.levels = tuple(level for level, share in enumerate(shares) if share > 0)
 
     def level(self, client: int, round: int) -> int:
@@ -53,6 +53,8 @@ class Fixed:
     """All clients hold one level: `which` is "small" (the smallest) or "large" (the whole global model)."""
 
     def __init__(self, which: str, *, num_clients: int, num_levels: int, seed: int) -> None:
+        if which not in ("small", "large"):
+            raise ConfigError(f"capacity.which={which}: must be small or large")
         self._level = 0 if which == "small" else num_levels - 1
         self.levels = (self._level,)
 

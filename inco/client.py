@@ -57,7 +57,15 @@ class Trainer:
     """
 
     def __init__(
-        self, pool: ModelPool, algorithm: Algorithm, local: Local, uplink: Uplink, train: Images, transform: Transform, smallest: int, seed: int
+        self,
+        pool: ModelPool,
+        algorithm: Algorithm,
+        local: Local,
+        uplink: Uplink,
+        train: Images,
+        transform: Transform,
+        smallest: int,
+        seed: int,
     ) -> None:
         self.pool, self.algorithm, self.local, self.uplink = pool, algorithm, local, uplink
         self.train, self.transform, self.smallest, self.seed = train, transform, smallest, seed

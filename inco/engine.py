@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from inco.client import Trainer
-from inco.errors import InCoError, WorkerError
+from inco.errors import InCoError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
 from inco.flat import Layout
 from inco.server.aggregate import Cohort, RoundSums
@@ -58,26 +59,28 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up an int64 tensor over all ranks, in place."""
         if self.world > 1:
-            if tensor.is_cuda and dist.get_backend() == "gloo":
-                host = tensor.cpu()
-                dist.all_reduce(host)
-                tensor.copy_(host)
-            else:
-                dist.all_reduce(tensor)
+            through_host = tensor.is_cuda and dist.get_backend() == "gloo"
+            total = tensor.cpu() if through_host else tensor
+            with _peers():
+                dist.all_reduce(total)
+            if through_host:
+                tensor.copy_(total)
         return tensor
 
     def share(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         box = [value]
         if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
+            with _peers():
+                dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order."""
         found = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(found, value)
+            with _peers():
+                dist.all_gather_object(found, value)
         return found
 
     def local_first(self, work: Callable[[], Any]) -> Any:
@@ -91,6 +94,15 @@ class Ranks:
         """Leave the group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Name what a collective means by its error: a rank has died, and its connections are closed."""
+    try:
+        yield
+    except RuntimeError as lost:
+        raise PeerLost("a worker is gone; nothing of the round under way has been applied") from lost
 
 
 def _place(device: str, local_rank: int) -> torch.device:
@@ -196,7 +208,9 @@ class Engine:
     def _reduce(self, total: Tensor, error: InCoError | None) -> None:
         try:
             self.ranks.sum_(total)
-        except RuntimeError as lost:  # a rank died: its connections closed
-            raise error or WorkerError(f"worker {self.ranks.rank} lost its peers in the reduction: {lost}") from lost
+        except PeerLost:
+            if error is not None:  # this rank's own failure says more
+                raise error from None
+            raise
         if int(self._sums.failures):
             raise next(e for e in self.ranks.gather(error) if e is not None)

@@ -39,3 +39,7 @@ class WorkerError(InCoError):
     """A worker process failed or died; nothing of the round has been applied. `detail`: its traceback, for the log."""
 
     detail = ""
+
+
+class PeerLost(WorkerError):
+    """A collective broke off because another rank is gone; who and why is known elsewhere."""

@@ -94,7 +94,8 @@ class Layout:
         """Make every integer entry whole again, toward zero (a mean of counters need not be)."""
         for e in self.entries.values():
             if e.integer:
-                flat.narrow(0, e.offset, e.numel).trunc_()
+                # a mean of equal counters may be rounded to just below them
+                flat.narrow(0, e.offset, e.numel).add_(2.0**-12).trunc_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +170,8 @@ class BoundModel:
         self.b = torch.zeros(buffers.numel, device=device, dtype=dtype)
         self._counters: list[tuple[Tensor, Tensor]] = []
         for name, p in model.named_parameters():
+            if name not in params.entries:  # frozen: not the server's business
+                continue
             params.view(self.w, name).copy_(p.data)
             p.data, p.grad = params.view(self.w, name), params.view(self.g, name)
         for name, buffer in model.named_buffers():

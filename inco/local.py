@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ class Local(ABC):
     """How a client trains: epochs, batches, precision, and the optimizer on its one flat vector.
 
     `epochs`: passes over the client's examples; `batch_size`: examples a step; `lr`: learning rate; `drop_last`: leave out a
-    short last batch (the published InCo code does), except where it is the only one; `precision`: "fp32", or "bf16" for the forward and backward pass.
+    short last batch (the published InCo code does), except where it is the only one; `precision`: "fp32", or "bf16" for the
+    forward and backward pass.
     """
 
     def __init__(self, epochs: int, batch_size: int, lr: float, drop_last: bool = False, precision: str = "fp32") -> None:
@@ -47,13 +49,13 @@ class Adam(Local):
         epochs: int,
         batch_size: int,
         lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Sequence[float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         drop_last: bool = False,
         precision: str = "fp32",
     ) -> None:
         super().__init__(epochs, batch_size, lr, drop_last, precision)
-        self.betas, self.weight_decay = tuple(betas), weight_decay
+        self.betas, self.weight_decay = (betas[0], betas[1]), weight_decay
 
     def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:
         return torch.optim.Adam([w], lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)

@@ -66,6 +66,10 @@ class Progress:
             facts, left = _facts(self._acc, self._loss), _clock(self.eta_s())
             self._bar.update(self._task, completed=self.done, description=facts, left=left)
 
+    def client(self, done: int, of: int) -> None:
+        """Show how far a round has come: clients trained by this worker. On a terminal alone."""
+        self._bar.update(self._task, description=f"{_facts(self._acc, self._loss)}  client {done}/{of}")
+
     def eta_s(self) -> float | None:
         """Estimate the seconds left: the median of the last rounds times the rounds to go."""
         return statistics.median(self._recent) * max(self.total - self.done, 0) if self._recent else None

@@ -122,7 +122,9 @@ class Simulator:
         metrics: Metrics = {"round": number}
         if last or number % self.eval_every == 0:
             metrics |= self._scores(submodels, self.engine.evaluate(submodels, state.w, state.b, number))
-        metrics |= self._work(tasks, aggregate) | {"update/norm": norm} | mixing | self.diagnostics.on_round(number, aggregate)
+        metrics |= self._work(tasks, aggregate) | {"update/norm": norm}
+        metrics.update(mixing)
+        metrics.update(self.diagnostics.on_round(number, aggregate))
         return metrics | {"time/train_s": trained, "time/eval_s": time.perf_counter() - began - trained}
 
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:

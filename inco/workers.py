@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inco.errors import InCoError, WorkerError
+from inco.errors import InCoError, PeerLost, WorkerError
 
-_POLL_S = 0.5
+_POLL_S = 0.2
+_GRACE_S = 1.5  # a worker that ends by an error of its own: rank 0 mostly meets the same error, and says it better
 
 
 def available_cores() -> int:
@@ -74,7 +75,7 @@ class LocalWorkers:
         while not self._closing.wait(_POLL_S):
             for rank, process in enumerate(self._processes, start=1):
                 code = process.poll()
-                if code and not self._closing.is_set():
+                if code and not self._closing.wait(0 if code < 0 else _GRACE_S):
                     self.lost = self._describe(rank, process.pid, code)
                     _thread.interrupt_main()
                     return
@@ -90,12 +91,12 @@ class LocalWorkers:
         error.detail = said
         return error
 
-    def diagnose(self, patience_s: float = 2.0) -> WorkerError | None:
-        """Return the error of a worker that died, waiting a little for the watch to see it."""
-        until = time.monotonic() + patience_s
-        while self.lost is None and self._processes and time.monotonic() < until:
-            time.sleep(0.05)
-        return self.lost
+    def abandon(self, error: BaseException) -> None:
+        """End all workers after an error here; where a lost peer caused it, find out which one first."""
+        until = time.monotonic() + 2 * _GRACE_S
+        while isinstance(error, PeerLost) and self.lost is None and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        self.kill()
 
     def close(self) -> None:
         """End the workers that are still there: a moment to leave by themselves, then for good."""
@@ -122,11 +123,9 @@ def local_workers(settings: Mapping[str, Any], world: int) -> Iterator[LocalWork
         try:
             yield workers
             workers.close()
-        except BaseException as error:
-            lost = workers.lost if not isinstance(error, WorkerError) else workers.diagnose() or None
-            workers.kill()
-            if lost is not None and lost is not error:
-                raise lost from error
+        except (PeerLost, KeyboardInterrupt) as error:
+            if workers.lost is not None:
+                raise workers.lost from error
             raise
         finally:
             workers.kill()

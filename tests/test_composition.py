@@ -53,7 +53,8 @@ def test_capacities(capacity: str, sample_ratio: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "partition", ["iid", "dirichlet partition.min_size=2", "shards partition.classes_per_client=3", "quantity partition.min_size=2", "labels"]
+    "partition",
+    ["iid", "dirichlet partition.min_size=2", "shards partition.classes_per_client=3", "quantity partition.min_size=2", "labels"],
 )
 def test_partitions(partition: str) -> None:
     option, *more = partition.split()

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def _unknown(base: DictConfig, override: Override) -> str | None:
     key = override.key_or_group
     if override.type == OverrideType.DEL or _exists(base, key):
         return None
-    known = [*_keys(OmegaConf.masked_copy(base, [k for k in base if k not in ("hydra", "name")])), "name", *GROUPS, *OVERLAYS]
+    known = [*_flat_keys(plain(base)), "name", *GROUPS, *OVERLAYS]
     return f"{override.input_line}: no such setting{did_you_mean(key, known) or did_you_mean(key.split('.')[-1], known)}"
 
 
@@ -167,15 +167,14 @@ def _exists(cfg: Any, key: str) -> bool:
     for part in key.split("."):
         if not OmegaConf.is_dict(cfg) or part not in cfg:
             return False
-        cfg = cfg._get_node(part) if OmegaConf.is_dict(cfg) else None
+        cfg = cfg._get_node(part)
     return True
 
 
-def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+def _flat_keys(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
-    for key in cfg:
-        node = cfg._get_node(key)
-        found += _keys(node, f"{prefix}{key}.") if OmegaConf.is_dict(node) and not node._is_none() else [f"{prefix}{key}"]
+    for key, value in tree.items():
+        found += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
     return found
 
 

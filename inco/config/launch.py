@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import os
 import platform
-import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import digest, identity
+from inco.config.resume import begin, pack, same_run, wipe
+from inco.config.summary import peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
-from inco.errors import ConfigError, InCoError, WorkerError
+from inco.errors import InCoError, WorkerError
 from inco.workers import how_many, local_workers
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from inco.config.wiring import Assembly
     from inco.engine import Ranks
     from inco.simulator import Metrics, ServerState
-
-OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition.png", "wandb_id", "run.log")
-
 
 def under_torchrun() -> bool:
     """Tell whether torchrun (or anything that speaks its environment) has started the ranks already."""
@@ -41,9 +36,9 @@ def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | None
 
     ranks = Ranks.join(rank, world, settings["engine"]["device"], store)
     run = assemble(settings, ranks)
-    state = _begin(run, ranks, settings, None)
+    state = begin(run, ranks, settings, None)
     run.simulator.run(state, settings["rounds"], lambda state, metrics: None)
-    _peak_memory(ranks)
+    peak_memory(ranks)
     ranks.close()
 
 
@@ -57,12 +52,12 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
     with ExitStack() as stack:
         stack.enter_context(RunLock(folder))
         if settings["fresh"]:
-            _wipe(folder)
+            wipe(folder)
         log = stack.enter_context(setup_log(folder))
         record = RunRecord(folder)
         done = record.read_summary()
         if done and done.get("status") == "finished" and done["rounds"] >= settings["rounds"]:
-            _same_run(done["settings"], settings, folder)
+            same_run(done["settings"], settings, folder)
             return done | {"already": True}
         session = Session(settings, folder, facts, record, log)
         try:
@@ -94,22 +89,22 @@ class Session:
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         with local_workers(self.settings, world) as workers:
-            return self._lead(world, str(workers.store), workers.kill)
+            return self._lead(world, str(workers.store), workers.abandon)
 
-    def _lead(self, world: int, store: str | None, abandon: Callable[[], None] | None) -> dict[str, Any]:
+    def _lead(self, world: int, store: str | None, abandon: Callable[[BaseException], None] | None) -> dict[str, Any]:
         from inco.config.wiring import assemble
         from inco.engine import Ranks
 
         ranks = Ranks.join(0, world, self.settings["engine"]["device"], store)
         try:
             run = assemble(self.settings, ranks)
-            state = _begin(run, ranks, self.settings, self._load())
+            state = begin(run, ranks, self.settings, self._load())
             self._open(run, ranks, state)
             self._train(run, state)
             return self._finish(run, ranks, state)
-        except BaseException:
+        except BaseException as error:
             if abandon:
-                abandon()  # peers may wait in a collective that will never come
+                abandon(error)  # peers may wait in a collective that will never come
             raise
         finally:
             ranks.close()
@@ -120,7 +115,7 @@ class Session:
         if saved is None:
             self.record.rewind(0)
             return None
-        _same_run(saved.meta["settings"], self.settings, self.folder)
+        same_run(saved.meta["settings"], self.settings, self.folder)
         self.record.rewind(saved.round)
         self.before_s = saved.meta["wall_s"]
         return saved
@@ -154,23 +149,24 @@ class Session:
                 self.record.append(metrics)
                 if state.round % every == 0 or state.round == rounds:
                     self.record.sync()  # the rows of a checkpoint's rounds are on the disk before it is
-                    self.checkpoints.save(_pack(run, state, self.settings, self._wall_s()))
+                    self.checkpoints.save(pack(run, state, self.settings, self._wall_s()))
                 self.tracker.log(metrics, state.round)
                 progress.round(metrics)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
 
+            run.simulator.engine.on_client = progress.client
             run.simulator.run(state, rounds, listen)
 
     def _finish(self, run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
         rows = self.record.rows()
-        summary = _scores(rows) | {
+        summary = scores(rows) | {
             "rounds": state.round,
             "wall_s": self._wall_s(),
-            "peak_rss_bytes": _peak_memory(ranks),
-            "weights_sha256": _sha256(state),
+            "peak_rss_bytes": peak_memory(ranks),
+            "weights_sha256": sha256(state),
             "dataset_sha256": run.dataset.digest,
             "partition_sha256": run.partition.digest,
-            **_sizes(run),
+            **sizes(run),
             "workers": ranks.world,
             "device": str(ranks.device.type),
         }
@@ -184,7 +180,7 @@ class Session:
         try:
             rows = self.record.rows()
             code = error.exit_code if isinstance(error, InCoError) else 130 if status == "interrupted" else 1
-            summary = _scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
+            summary = scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
             self.tracker.finish(summary, 1)
             self._write(summary, status)
         except (OSError, InCoError) as second:
@@ -195,7 +191,7 @@ class Session:
         whole = summary | {
             "seed": self.settings["seed"],
             "digest": digest(self.settings),
-            "versions": _versions(),
+            "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",
             "command": self.facts["command"],
             "settings": identity(self.settings),
@@ -215,108 +211,12 @@ class Session:
         return self.before_s + time.monotonic() - self.began
 
 
-def _begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State | None) -> ServerState:
-    """Return the state that every rank starts from: rank 0's checkpoint, or the first one."""
-    state = run.simulator.start(settings["seed"])
-    saved = ranks.share(saved)
-    if saved is not None:
-        state.round = saved.round
-        vectors = saved.tensors
-        run.split.params.pack({n: vectors[f"model/{n}"] for n in run.split.params.entries}, state.w)
-        run.split.buffers.pack({n: vectors[f"model/{n}"] for n in run.split.buffers.entries}, state.b)
-        for part in ("algorithm", "optimizer"):
-            own = getattr(state, part)
-            own.update({name: vectors[f"{part}/{name}"].to(ranks.device) for name in own})
-    return state
-
-
-def _pack(run: Assembly, state: ServerState, settings: Mapping[str, Any], wall_s: float) -> State:
-    """Name every tensor, so that a checkpoint can be read without this package."""
-    from inco.checkpoint import State
-
-    named = run.split.params.views(state.w) | run.split.buffers.views(state.b)
-    tensors = {f"model/{name}": t.cpu() for name, t in named.items()}
-    for part in ("algorithm", "optimizer"):
-        tensors |= {f"{part}/{name}": t.cpu() for name, t in getattr(state, part).items()}
-    return State(state.round, tensors, {"settings": identity(settings), "wall_s": wall_s})
-
-
-def _same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with other settings than those that made the record."""
-    theirs, ours = _flatten(saved), _flatten(identity(settings))
-    differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
-    if differ:
-        lines = [f"{key}: this folder's run has {theirs.get(key)}, this command {ours.get(key)}" for key in differ]
-        raise ConfigError([f"{_shown(folder)} holds a run with other settings; use fresh=true to start over, or another folder", *lines])
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _wipe(folder: Path) -> None:
-    """Remove what a former run has recorded here, and nothing else."""
-    for name in OURS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    scored = [row for row in rows if row.get("test/acc") is not None]
-    if not scored:
-        return {"test/acc": None, "test/acc_best": None, "round_best": None}
-    # the first of equals: a later round that is no better does not count as the best
-    best = max(scored, key=lambda row: row["test/acc"])
-    last = {key: value for key, value in scored[-1].items() if key.startswith("test/")}
-    tops = {f"{key}_best": max(row[key] for row in scored) for key in last if key.startswith("test/acc")}
-    return last | tops | {"round_best": best["round"]}
-
-
-def _sizes(run: Assembly) -> dict[str, int]:
-    found = {}
-    for level, cost in run.costs.items():
-        sub = run.split.submodel(level, 0)
-        found |= {f"params/{sub.name}": sub.params.layout.numel, f"flops/{sub.name}": cost.flops}
-    return found
-
-
-def _peak_memory(ranks: Ranks) -> int:
-    """Return the largest resident size of each rank, summed, in bytes. Every rank must call it."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return sum(ranks.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
-
-
-def _sha256(state: ServerState) -> str:
-    hasher = hashlib.sha256()
-    for vector in (state.w, state.b):
-        hasher.update(vector.cpu().numpy().tobytes())
-    return hasher.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    named = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "timm", "hydra-core", "wandb"):
-        try:
-            named[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            named[package] = "absent"
-    from inco import __version__
-
-    return {"inco": __version__} | named
-
-
 def _header(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    population, sizes = run.simulator.population, run.partition.sizes
-    models = ", ".join(f"{run.split.names[level]} ({_sizes(run)[f'params/{run.split.names[level]}']:,})" for level in run.costs)
+    population, held = run.simulator.population, run.partition.sizes
+    models = ", ".join(f"{run.split.names[level]} ({sizes(run)[f'params/{run.split.names[level]}']:,})" for level in run.costs)
     return {
         "dataset": f"{run.dataset.name}: {len(run.dataset.train.labels):,} training, {len(run.dataset.test.labels):,} test images",
-        "clients": f"{population.num_clients:,}, {population.cohort_size} a round; {sizes.min()} to {sizes.max()} examples each",
+        "clients": f"{population.num_clients:,}, {population.cohort_size} a round; {held.min()} to {held.max()} examples each",
         "models": f"{models} parameters",
         "method": facts["method"],
         "rounds": settings["rounds"],

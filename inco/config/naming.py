@@ -28,7 +28,7 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as plain Python, without Hydra's own part and without the name."""
-    keys = [key for key in cfg if key not in ("hydra", "name")]
+    keys = [str(key) for key in cfg if key not in ("hydra", "name")]
     chosen = OmegaConf.masked_copy(cfg, keys)
     return OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
 

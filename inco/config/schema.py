@@ -1,6 +1,6 @@
-"""The type and the range of every setting, as structured configs. No torch here: this is checked before anything heavy is imported.
+"""The type and the range of every setting, as structured configs. No torch here: it is checked before anything heavy is imported.
 
-A schema's fields are the constructor arguments of the class it is named for; a test holds schemas, YAML files and constructors to each other.
+The fields of a schema are the constructor arguments of its class; a test holds schemas, YAML files and constructors together.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ PAIRS = Rule(
     lambda v: v in ("auto", "official", "paper") or (isinstance(v, list) and all(isinstance(x, list) and len(x) == 2 for x in v)),
     "auto, official, paper or a list of [target, reference]",
 )
-NULL_OR_BOUND = Rule(lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v >= 0), "null, or at least 0 (inf: none)")
-NULL_OR_CLIP = Rule(lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v > 0), "null, or above 0 (inf: none)")
+NULL_OR_BOUND = Rule(lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)")
+NULL_OR_CLIP = Rule(lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)")
 INTEGER_OR_AUTO = Rule(lambda v: v == "auto" or _count(v), "auto or a whole number of at least 1")
 
 

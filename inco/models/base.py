@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -106,7 +107,6 @@ def read_weights(path: str) -> dict[str, Tensor]:
         if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
             raise ValueError("it does not hold named tensors")
         return state
-    except DataError:
-        raise
     except Exception as error:
-        raise DataError(f"model.pretrained={path}: cannot read it ({error}); give a .safetensors or .pt file of named tensors") from error
+        why = "it holds more than plain tensors, or is no torch file" if isinstance(error, pickle.UnpicklingError) else str(error)
+        raise DataError(f"model.pretrained={path}: cannot read it ({why}); give a .safetensors or .pt file of named tensors") from error

@@ -91,6 +91,8 @@ class ResNetFamily:
     ) -> None:
         if len(blocks) != len(widths):
             raise ConfigError(f"model.blocks={list(blocks)} and model.widths={list(widths)}: give one of each a stage")
+        if stem not in ("imagenet", "small"):
+            raise ConfigError(f"model.stem={stem}: must be imagenet or small")
         if pretrained is True:
             raise ConfigError("model.pretrained=true: no weights are published for this ResNet; use false or a path to a file")
         self.blocks = {f"layer{s}": depth for s, depth in enumerate(blocks, start=1)}

@@ -56,7 +56,8 @@ class RoundSums:
     def _add(self, total: Tensor, where: Slice, values: Tensor, share: float, steps: float, task: ClientTask, name: str) -> None:
         if values.numel() == 0:
             return
-        if not torch.linalg.vector_norm(values, float("inf")) * steps < _SUM_LIMIT:
+        low, high = torch.aminmax(values)  # both NaN where any value is
+        if not (low > -_SUM_LIMIT / steps and high < _SUM_LIMIT / steps):
             raise NumericError(_describe(values, where.layout, task, name, _SUM_LIMIT / steps))
         for start, local, length in where.runs if where.runs is not None else [(None, 0, values.numel())]:
             for begin in range(0, length, _CHUNK):
@@ -76,7 +77,9 @@ class Cohort:
     `tasks` in cohort order; `submodels` by level, for this round.
     """
 
-    def __init__(self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel], uploads: Mapping[str, Weighting], buffers: Weighting) -> None:
+    def __init__(
+        self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel], uploads: Mapping[str, Weighting], buffers: Weighting
+    ) -> None:
         self.tasks, self.submodels, self.uploads, self.buffer_weighting = tasks, submodels, uploads, buffers
         self.totals = {w: sum(self.weight(t, w) for t in tasks) for w in {*uploads.values(), buffers}}
 

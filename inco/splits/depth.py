@@ -1,6 +1,7 @@
 """Stage and layer splits: a smaller client holds the first blocks of each group (Chan et al., ICLR 2024, Appendix H.4)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from inco.errors import ConfigError
 from inco.models.base import Family
@@ -18,6 +19,8 @@ class Depth(BlockSplit):
         table = [[keep] if isinstance(keep, int) else list(keep) for keep in levels]
         if not table:
             raise ConfigError("split.levels=[]: list at least one level, smallest first")
-        if any(sum(small) > sum(large) for small, large in zip(table, table[1:], strict=False)):
+        if len({tuple(keep) for keep in table}) < len(table):
+            raise ConfigError(f"split.levels={table}: a level is listed twice; list each size once")
+        if any(sum(small) > sum(large) for small, large in pairwise(table)):
             raise ConfigError(f"split.levels={table}: list the levels smallest first")
         super().__init__(family, table)

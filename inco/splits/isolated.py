@@ -22,7 +22,7 @@ class Isolated:
     """
 
     def __init__(self, levels: Sequence[Sequence[int] | int] | None = None, *, family: Family) -> None:
-        table = [[k] if isinstance(k, int) else list(k) for k in levels or family.depth_levels()]
+        table = [[k] if isinstance(k, int) else list(k) for k in (family.depth_levels() if levels is None else levels)]
         self.family, self._table = family, table
         shared = Depth(table, family=family)
         self.names = shared.names

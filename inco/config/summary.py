@@ -1,0 +1,59 @@
+"""The facts of a run that its summary holds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inco.config.wiring import Assembly
+    from inco.engine import Ranks
+    from inco.simulator import ServerState
+
+
+def scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    scored = [row for row in rows if row.get("test/acc") is not None]
+    if not scored:
+        return {"test/acc": None, "test/acc_best": None, "round_best": None}
+    # the first of equals: a later round that is no better does not count as the best
+    best = max(scored, key=lambda row: row["test/acc"])
+    last = {key: value for key, value in scored[-1].items() if key.startswith("test/")}
+    tops = {f"{key}_best": max(row[key] for row in scored) for key in last if key.startswith("test/acc")}
+    return last | tops | {"round_best": best["round"]}
+
+
+def sizes(run: Assembly) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for level, cost in run.costs.items():
+        sub = run.split.submodel(level, 0)
+        found |= {f"params/{sub.name}": sub.params.layout.numel, f"flops/{sub.name}": cost.flops}
+    return found
+
+
+def peak_memory(ranks: Ranks) -> int:
+    """Return the largest resident size of each rank, summed, in bytes. Every rank must call it."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return sum(ranks.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
+
+
+def sha256(state: ServerState) -> str:
+    hasher = hashlib.sha256()
+    for vector in (state.w, state.b):
+        hasher.update(vector.cpu().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    named = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "hydra-core", "wandb"):
+        try:
+            named[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            named[package] = "absent"
+    from inco import __version__
+
+    return {"inco": __version__} | named

@@ -1,0 +1,116 @@
+"""What a run keeps and says when it is interrupted, killed, or loses a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT, TINY, read_rows, read_summary, timeless
+
+MANY = (*TINY, "rounds=400", "hydra.run.dir=run")
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rounds(folder: Path, count: int, timeout: float = 60) -> None:
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} rounds within {timeout} s")
+
+
+def workers_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "inco.workers" in line]
+
+
+def finished_alike(type_command, tmp_path: Path) -> None:
+    """After an interruption the same command ends with the bits of a run that was never interrupted."""
+    done = len(read_rows(tmp_path / "run"))
+    rounds = f"rounds={done + 3}"
+    more = type_command(*MANY, "engine.workers=1", rounds)
+    assert more.returncode == 0 and "going on after round" in more.stdout, more.stderr
+    assert type_command(*MANY, "engine.workers=1", rounds, "hydra.run.dir=whole").returncode == 0
+    assert read_summary(tmp_path / "run")["weights_sha256"] == read_summary(tmp_path / "whole")["weights_sha256"]
+    assert timeless(read_rows(tmp_path / "run")) == timeless(read_rows(tmp_path / "whole"))
+
+
+def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
+    run = start(tmp_path, *MANY, "engine.workers=2")
+    wait_for_rounds(tmp_path / "run", 3)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 130 and "Traceback" not in errors, errors
+    assert "Go on with: python run.py" in errors
+    summary = read_summary(tmp_path / "run")
+    assert summary["status"] == "interrupted" and summary["rounds"] == len(read_rows(tmp_path / "run")) >= 3
+
+
+def test_kill_loses_at_most_the_round_under_way(type_command, tmp_path: Path) -> None:
+    run = start(tmp_path, *MANY, "engine.workers=1")
+    wait_for_rounds(tmp_path / "run", 4)
+    run.kill()
+    run.communicate(timeout=30)
+    assert len(read_rows(tmp_path / "run")) >= 4
+    finished_alike(type_command, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")
+def test_a_killed_worker_ends_the_run_by_name(tmp_path: Path) -> None:
+    run = start(tmp_path, *MANY, "engine.workers=2")
+    wait_for_rounds(tmp_path / "run", 2)
+    (worker,) = workers_of(run.pid)
+    os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = run.communicate(timeout=30)
+    assert time.monotonic() - killed < 10
+    assert run.returncode == 1 and "worker 1" in errors and "SIGKILL" in errors, errors
+    assert "Traceback" not in errors
+    summary = read_summary(tmp_path / "run")
+    assert summary["status"] == "failed" and summary["rounds"] == len(read_rows(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_client_that_fails_is_named_and_nothing_is_applied(type_command, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from inco.algorithms.fedavg import Algorithm\n\n\n"
+        "class Faulty(Algorithm):\n"
+        "    def local_end(self, run):\n"
+        "        if run.task.round == 2 and run.task.client == 3:\n"
+        "            raise ZeroDivisionError('of its own making')\n"
+        "        return super().local_end(run)\n"
+    )
+    env = {"INCO_ALLOW_TARGETS": "mine", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = type_command(*MANY, f"engine.workers={workers}", "algorithm._target_=mine.Faulty", env=env)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "round 2, client 3 (resnet22, 12 examples) failed" in done.stderr and "ZeroDivisionError: of its own making" in done.stderr
+    assert "local_end" in (tmp_path / "run" / "run.log").read_text(), "the traceback is in the log"
+    assert len(read_rows(tmp_path / "run")) == 1
+    assert [p.name for p in (tmp_path / "run" / "checkpoint").iterdir()] == ["round_000001"]
+
+
+def test_divergence_is_an_error_and_not_a_number(type_command, tmp_path: Path) -> None:
+    done = type_command(*MANY, "engine.workers=2", "local=sgd", "local.lr=1e30")
+    assert done.returncode == 4 and "nothing of this round has been applied" in done.stderr
+    assert "client" in done.stderr and "local.lr" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_runs_cannot_write_one_folder(type_command, tmp_path: Path) -> None:
+    run = start(tmp_path, *MANY, "engine.workers=1")
+    wait_for_rounds(tmp_path / "run", 1)
+    second = type_command(*MANY, "engine.workers=1")
+    run.kill()
+    run.communicate(timeout=30)
+    assert second.returncode == 74 and str(run.pid) in second.stderr and "Traceback" not in second.stderr
