@@ -211,4 +211,3 @@ def _hash_json(value: Mapping[str, Any]) -> str:
 def _remove(path: Path) -> None:
     """Remove a folder; one that will not go is left, since nothing reads hidden names."""
     shutil.rmtree(path, ignore_errors=True)
-

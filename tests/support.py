@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TINY = (
     "debug=tiny",
+    "dataset=synthetic",
     "model.widths=[2,4,4,8]",
     "dataset.shape=[1,8,8]",
     "dataset.num_train=60",
@@ -27,6 +28,7 @@ TINY = (
 )
 TINY_VIT = (
     "debug=tiny",
+    "dataset=synthetic",
     "model=vit_tiny",
     "model.dim=8",
     "model.heads=2",

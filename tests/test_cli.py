@@ -52,6 +52,7 @@ def test_two_problems_in_one_message(type_command, tmp_path: Path) -> None:
         (["-m", "algorithm=fedavg,fedavgg"], ["algorithm=fedavgg: no such option; did you mean fedavg?"]),
         (["partition=fixed"], ["partition.path", "give it a value"]),
         (["local.lr="], ["local.lr="]),
+        (["debug=null"], ["debug=null: leave it out", "tiny"]),
         (["foo"], ["foo"]),
     ],
 )
@@ -59,6 +60,12 @@ def test_mistakes_get_a_clean_message(type_command, arguments: list[str], words:
     done = type_command(*arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_folder_that_cannot_be_written(type_command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = type_command(*SMALL, "hydra.run.dir=file/run")
+    assert done.returncode == 74 and "Traceback" not in done.stderr and "file" in done.stderr
 
 
 def test_missing_data_is_one_screen_and_exit_3(type_command) -> None:
@@ -152,6 +159,12 @@ def test_a_sweep_goes_on_past_a_failed_job(type_command, tmp_path: Path) -> None
     table = done.stdout[done.stdout.rindex("job") :]
     assert "failed" in table and "finished" in table
     assert "nothing of this round has been applied" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_setting_without_default_can_be_given(type_command, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({str(c): list(range(10 * c, 10 * c + 10)) for c in range(5)}))
+    done = type_command(*SMALL, "rounds=1", "partition=fixed", "partition.path=p.json")
+    assert done.returncode == 0 and "10 to 10 examples each" in done.stdout, done.stderr
 
 
 def test_own_config_folder_and_own_class(type_command, tmp_path: Path) -> None:

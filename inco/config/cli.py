@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from inco.config.launch import follow, lead, under_torchrun
 from inco.config.naming import digest, plain
 from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
-from inco.errors import ConfigError, InCoError
+from inco.errors import ConfigError, InCoError, StorageError
 
 INTERRUPTED = 130
 
@@ -43,7 +43,9 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str]) -> int:
     """Check the command line, run it, and return the exit code. `main` is the Hydra entry, `conf` its folder."""
     try:
         points = check(conf, argv)
-    except ConfigError as error:
+        for point in points or []:
+            _check_writable(point.folder)
+    except InCoError as error:
         print(_message(error), file=sys.stderr)
         return error.exit_code
     if points is None or len(points) == 1:
@@ -54,6 +56,15 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str]) -> int:
     finally:
         codes = _sweep_end(points)
     return max(codes)
+
+
+def _check_writable(folder: Path) -> None:
+    """Say so before Hydra makes the run's folder, if it cannot."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"hydra.run.dir={folder}: cannot write below {place}; choose another folder, or change its permissions")
 
 
 def check(conf: Path, argv: Sequence[str]) -> list[Point] | None:
@@ -143,9 +154,11 @@ def _sort_out(extra: list[str], overrides: Sequence[Override]) -> tuple[list[Ove
         key, value = override.key_or_group, override.value()
         if _is_hydra(override):
             groups.append(override)
-        elif key in (*GROUPS, *OVERLAYS) and isinstance(value, str | int | float):
+        elif key in (*GROUPS, *OVERLAYS) and (value is None or isinstance(value, str | int | float)):
             options = loader.get_group_options(key, config_name="config", overrides=extra)
-            if str(value) in options:
+            if value is None:
+                problems.append(f"{key}=null: leave it out, or choose one of {', '.join(options)}")
+            elif str(value) in options:
                 groups.append(override)
             else:
                 problems.append(f"{key}={value}: no such option{did_you_mean(str(value), options)} (there are {', '.join(options)})")
@@ -165,7 +178,7 @@ def _unknown(base: DictConfig, override: Override) -> str | None:
 
 def _exists(cfg: Any, key: str) -> bool:
     for part in key.split("."):
-        if not OmegaConf.is_dict(cfg) or part not in cfg:
+        if not OmegaConf.is_dict(cfg) or part not in cfg.keys():  # noqa: SIM118  # `in cfg` passes over "???"
             return False
         cfg = cfg._get_node(part)
     return True
@@ -221,9 +234,7 @@ def _close(summary: dict[str, Any], folder: Path, command: str) -> None:
     from inco.progress import closing, final_table
 
     names = [key.removeprefix("params/") for key in summary if key.startswith("params/")]
-    final_table(
-        (n, summary[f"params/{n}"], summary[f"flops/{n}"], summary[f"test/acc/{n}"], summary[f"test/acc/{n}_best"]) for n in names
-    )
+    final_table((n, summary[f"params/{n}"], summary[f"flops/{n}"], summary[f"test/acc/{n}"], summary[f"test/acc/{n}_best"]) for n in names)
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     if summary.get("already"):

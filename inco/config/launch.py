@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from inco.engine import Ranks
     from inco.simulator import Metrics, ServerState
 
+
 def under_torchrun() -> bool:
     """Tell whether torchrun (or anything that speaks its environment) has started the ranks already."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ

@@ -21,9 +21,7 @@ def source(name: str, root: str, download: bool) -> "Source":
         return sources.Digits()
     if name == "cinic10":
         return folders.CINIC10(root)
-    return {"cifar10": sources.CIFAR10, "fashion_mnist": sources.FashionMNIST, "svhn": sources.SVHN}[name](
-        root, download=download
-    )
+    return {"cifar10": sources.CIFAR10, "fashion_mnist": sources.FashionMNIST, "svhn": sources.SVHN}[name](root, download=download)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

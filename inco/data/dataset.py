@@ -51,9 +51,7 @@ class Source:
 
     def __init__(self, root: str | None = None, transforms: str = "published") -> None:
         if transforms not in VARIANTS:
-            raise ConfigError(
-                f"dataset.transforms={transforms!r}: must be published or corrected; use dataset.transforms=published"
-            )
+            raise ConfigError(f"dataset.transforms={transforms!r}: must be published or corrected; use dataset.transforms=published")
         self.root, self.transforms = root, transforms
 
     @property
@@ -96,9 +94,7 @@ class Source:
         for split, images, count in zip(("train", "test"), splits, self.counts or (None, None), strict=True):
             problems += [f"{split}: {problem}" for problem in self._problems(images, count)]
         if problems:
-            raise DataError(
-                f"dataset={self.name}{self.where()}: the files do not hold what they should:\n  " + "\n  ".join(problems)
-            )
+            raise DataError(f"dataset={self.name}{self.where()}: the files do not hold what they should:\n  " + "\n  ".join(problems))
 
     def _problems(self, split: Images, count: int | None) -> list[str]:
         images, labels = split.images, split.labels
@@ -150,9 +146,7 @@ class Expected:
     about: str
 
 
-def missing(
-    name: str, searched: Sequence[Path | str], files: Sequence[Expected], ways: Sequence[str], why: str = ""
-) -> DataError:
+def missing(name: str, searched: Sequence[Path | str], files: Sequence[Expected], ways: Sequence[str], why: str = "") -> DataError:
     """Return the one-screen error for data that is not there: what was looked for, where, and how to get it."""
     lines = [f"dataset={name}: the data is not there{f' ({why})' if why else ''}.", "Looked for"]
     lines += [f"  {file.path:<44} {file.about}" for file in files]

@@ -43,9 +43,7 @@ class TreeCache:
         counts = [len(of_class) for of_class in files]
         wrong = {k: n for k, n in zip(self.classes, counts, strict=True) if n == 0 or (expected_per_class or n) != n}
         if wrong:
-            raise DataError(
-                f"{self.tree}: images per class {wrong}; expected {expected_per_class or 'some'} of each; extract it again"
-            )
+            raise DataError(f"{self.tree}: images per class {wrong}; expected {expected_per_class or 'some'} of each; extract it again")
         log.info("converting %d images of %s into %s, once", sum(counts), self.tree, self.images)
         write_atomic(self.images, lambda file: self._convert(Path(file.name), [p for of_class in files for p in of_class]))
         record = {"counts": counts, "sha256": _sha256(self.images), "changed": self._changed()}
@@ -167,9 +165,7 @@ class ImageFolder(Source):
         if size < 1:
             problems.append(f"dataset.size={size}: images are resized to this many pixels a side; use 64")
         if not 0 < test_share < 1:
-            problems.append(
-                f"dataset.test_share={test_share}: the share of each class kept for testing is between 0 and 1; use 0.2"
-            )
+            problems.append(f"dataset.test_share={test_share}: the share of each class kept for testing is between 0 and 1; use 0.2")
         if problems:
             raise ConfigError(problems)
         self.size, self.test_share, self.shape = size, test_share, (3, size, size)
@@ -187,9 +183,7 @@ class ImageFolder(Source):
         tested = tuple(class_folders(self.place / "test")) if self.is_split else self.classes
         if tested != self.classes:
             different = sorted(set(tested) ^ set(self.classes))
-            raise DataError(
-                f"dataset=images: {self.place}: train/ and test/ must have the same classes; they differ in {different}"
-            )
+            raise DataError(f"dataset=images: {self.place}: train/ and test/ must have the same classes; they differ in {different}")
 
     def read(self) -> tuple[Arrays, Arrays]:
         if self.is_split:
@@ -209,9 +203,7 @@ class ImageFolder(Source):
         files = image_files(self.place / split, self.classes)
         empty = [label for label, of_class in zip(self.classes, files, strict=True) if not of_class]
         if empty:
-            raise DataError(
-                f"dataset=images: {self.place / split}: no image in class folder(s) {empty[:10]}; fill or remove them"
-            )
+            raise DataError(f"dataset=images: {self.place / split}: no image in class folder(s) {empty[:10]}; fill or remove them")
         return files
 
     def _read(self, files: list[list[Path]]) -> Arrays:

@@ -202,8 +202,7 @@ class Labels(Scheme):
         """Return who owns what, bool [N, C]: the first of k ranks is fixed, the rest a uniform subset of the other classes."""
         if self.classes_per_client > num_classes:
             raise ConfigError(
-                f"partition.classes_per_client={self.classes_per_client}: the dataset has {num_classes} classes; "
-                f"use {num_classes} or fewer"
+                f"partition.classes_per_client={self.classes_per_client}: the dataset has {num_classes} classes; use {num_classes} or fewer"
             )
         rank = rng.random((num_clients, num_classes))
         clients = np.arange(num_clients)

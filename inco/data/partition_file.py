@@ -229,9 +229,7 @@ def _flatten(file: Path, clients: dict[Any, Any], num_examples: int, num_clients
 
 def _check_clients(file: Path, found: int, num_clients: int) -> None:
     if found != num_clients:
-        raise DataError(
-            f"partition.path={file}: the file has {found} clients and num_clients={num_clients}; use num_clients={found}"
-        )
+        raise DataError(f"partition.path={file}: the file has {found} clients and num_clients={num_clients}; use num_clients={found}")
 
 
 def _out_of_range(file: Path, client: int, index: int, num_examples: int) -> DataError:
@@ -255,6 +253,4 @@ def _check_partition(file: Path, order: np.ndarray, offsets: np.ndarray, num_exa
     again = np.flatnonzero(np.diff(order[by_index]) == 0)
     if len(again):
         first, second = by_index[again[0]], by_index[again[0] + 1]
-        raise DataError(
-            f"partition.path={file}: index {order[first]} is held twice, by client {holder[first]} and client {holder[second]}"
-        )
+        raise DataError(f"partition.path={file}: index {order[first]} is held twice, by client {holder[first]} and client {holder[second]}")

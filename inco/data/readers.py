@@ -30,9 +30,7 @@ def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another place"
-        ) from error
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -197,9 +197,7 @@ class SVHN(Downloadable):
             Expected("train_32x32.mat", "182 MB, md5 e26dedcc434d2e4c54c9b2d4a06d8373"),
             Expected("test_32x32.mat", "64 MB, md5 eb5a983be6a315427106f1b164d9cef3"),
         ]
-        return missing(
-            self.name, self._places(), files, [fetch_command(self), "let the run download it: dataset.download=true"], why
-        )
+        return missing(self.name, self._places(), files, [fetch_command(self), "let the run download it: dataset.download=true"], why)
 
 
 class CIFAR10(Downloadable):
@@ -265,6 +263,4 @@ class CIFAR10(Downloadable):
         about = {"batches.meta": "158 bytes"}
         files = [Expected(f"cifar-10-batches-py/{name}", about.get(name, "31 MB")) for name in self._file_names()]
         files.append(Expected("or cifar10.npz", "x_train [50000,32,32,3], y_train, x_test, y_test"))
-        return missing(
-            self.name, self._places(), files, [fetch_command(self), "let the run download it: dataset.download=true"], why
-        )
+        return missing(self.name, self._places(), files, [fetch_command(self), "let the run download it: dataset.download=true"], why)

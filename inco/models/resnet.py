@@ -162,4 +162,3 @@ def _conv(out: dict[str, Axes], name: str, produces: str, takes: str) -> None:
 def _norm(out: dict[str, Axes], name: str, channels: str) -> None:
     for tensor in ("weight", "bias", "running_mean", "running_var"):
         out[f"{name}.{tensor}"] = (channels,)
-

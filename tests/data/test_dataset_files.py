@@ -66,9 +66,7 @@ def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path: Path, monkeypatch
 def test_damaged_idx_files_are_named(tmp_path: Path, damage: str) -> None:
     path = fashion(tmp_path, ".gz" if damage == "gzip" else "") / f"train-images-idx3-ubyte{'.gz' if damage == 'gzip' else ''}"
     data = path.read_bytes()
-    path.write_bytes(
-        {"cut": data[:-5], "grow": data + b"x", "magic": b"\x01" + data[1:], "gzip": data[:500], "empty": b""}[damage]
-    )
+    path.write_bytes({"cut": data[:-5], "grow": data + b"x", "magic": b"\x01" + data[1:], "gzip": data[:500], "empty": b""}[damage])
     with pytest.raises(DataError) as error:
         SmallFashion(str(tmp_path)).load()
     says(error, str(path))
@@ -200,9 +198,7 @@ def svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
 def test_svhn_mat_files_and_label_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = svhn(tmp_path, monkeypatch)
     dataset = SmallSVHN(str(tmp_path)).load()
-    assert np.array_equal(dataset.train.images.numpy(), images["train"]) and np.array_equal(
-        dataset.test.images.numpy(), images["test"]
-    )
+    assert np.array_equal(dataset.train.images.numpy(), images["train"]) and np.array_equal(dataset.test.images.numpy(), images["test"])
     assert dataset.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
     (tmp_path / "test_32x32.mat").write_bytes(b"")
     with pytest.raises(DataError, match=r"test_32x32\.mat: has md5"):

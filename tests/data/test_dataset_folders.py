@@ -115,9 +115,7 @@ def test_cinic10_damaged_trees(cinic: Path, damage: str) -> None:
         path.write_bytes(b"")
     with pytest.raises(DataError) as error:
         SmallCINIC().load()
-    says(
-        error, *{"size": (str(path), "32x16", "32x32"), "count": ("'frog': 1", "expected 2")}.get(damage, (str(path), "readable"))
-    )
+    says(error, *{"size": (str(path), "32x16", "32x32"), "count": ("'frog': 1", "expected 2")}.get(damage, (str(path), "readable")))
     assert not (cinic / "inco-cache" / "test.json").exists()
 
 

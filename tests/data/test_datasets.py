@@ -147,9 +147,7 @@ def test_the_digest_sees_a_single_bit_and_the_split() -> None:
 
 
 @pytest.mark.parametrize("kind", [SmallFashion, SVHN, CIFAR10, CINIC10], ids=lambda c: c.name)
-def test_missing_data_fits_one_screen_and_says_how_to_get_it(
-    kind: type[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_data_fits_one_screen_and_says_how_to_get_it(kind: type[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for root, shown in (("here", tmp_path / "here"), (None, tmp_path / "data"), (str(tmp_path / "abs"), tmp_path / "abs")):
         with pytest.raises(DataError) as error:
@@ -161,9 +159,7 @@ def test_missing_data_fits_one_screen_and_says_how_to_get_it(
 
 
 @pytest.mark.parametrize("kind", [SmallFashion, SVHN, CIFAR10], ids=lambda c: c.name)
-def test_a_failed_download_says_why_and_leaves_nothing_behind(
-    kind: type[CIFAR10], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_says_why_and_leaves_nothing_behind(kind: type[CIFAR10], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from urllib.error import URLError
 
     def offline(*_: Any, **__: Any) -> None:

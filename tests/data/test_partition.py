@@ -35,9 +35,7 @@ COMPLETE = [IID(), Dirichlet(0.5), Dirichlet(0.5, min_size=1), Quantity(0.5), La
 
 
 @pytest.mark.parametrize("scheme", COMPLETE, ids=lambda s: s.name)
-@pytest.mark.parametrize(
-    "labels", [BALANCED, SKEWED, np.random.default_rng(0).permutation(SKEWED)], ids=["even", "skewed", "mixed"]
-)
+@pytest.mark.parametrize("labels", [BALANCED, SKEWED, np.random.default_rng(0).permutation(SKEWED)], ids=["even", "skewed", "mixed"])
 def test_every_example_is_held_exactly_once(scheme: Scheme, labels: np.ndarray) -> None:
     partition = deal(scheme, labels)
     assert np.array_equal(np.sort(partition.order), np.arange(len(labels)))
@@ -76,9 +74,7 @@ def test_a_million_clients_is_quick() -> None:
 
 
 def test_dirichlet_skew_falls_with_alpha_and_large_alpha_is_nearly_iid() -> None:
-    skews = [
-        np.mean([skew(deal(Dirichlet(alpha, min_size=1), seed=s), BALANCED) for s in range(5)]) for alpha in (0.1, 0.5, 1, 100)
-    ]
+    skews = [np.mean([skew(deal(Dirichlet(alpha, min_size=1), seed=s), BALANCED) for s in range(5)]) for alpha in (0.1, 0.5, 1, 100)]
     assert skews == sorted(skews, reverse=True)
     assert skews[0] > 0.6 and 0.35 < skews[1] < 0.6 and skews[3] < 0.06
 

@@ -281,7 +281,5 @@ def test_a_missing_file_and_a_strange_ending_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("prefix", "examples"), [("", 50_000), ("SVHN_", 73_257), ("cinic10_", 90_000)])
 def test_the_published_files(prefix: str, examples: int) -> None:
     for alpha in ("0.5", "1.0"):
-        partition = Fixed(str(OFFICIAL / f"{prefix}hetero-fix-100-{alpha}.npy"))(
-            np.zeros(examples, int), 10, 100, numpy_rng(0, "p")
-        )
+        partition = Fixed(str(OFFICIAL / f"{prefix}hetero-fix-100-{alpha}.npy"))(np.zeros(examples, int), 10, 100, numpy_rng(0, "p"))
         assert np.array_equal(np.sort(partition.order), np.arange(examples))
