@@ -21,7 +21,7 @@ OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition
 
 def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State | None) -> ServerState:
     """Return the state that every rank starts from: rank 0's checkpoint, or the first one."""
-    state = run.simulator.start(settings["seed"])
+    state = ranks.local_first(lambda: run.simulator.start(settings["seed"]))  # the first may fetch pretrained weights for all
     saved = ranks.share(saved)
     if saved is not None:
         state.round = saved.round

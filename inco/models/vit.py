@@ -6,7 +6,9 @@ split is that of Chan et al., ICLR 2024, Appendix H.4. Parameter names are timm'
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -128,15 +130,30 @@ class ViTFamily:
 
 
 def _published(name: str) -> dict[str, Tensor]:
+    """Return timm's pretrained weights: from its cache, or from the hub where it answers."""
     import timm
+    from huggingface_hub import constants
 
+    was_offline = constants.HF_HUB_OFFLINE
     try:
+        constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)  # its own retries would take a minute
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # timm raises whatever its download library raises
         raise DataError(
-            f"model.pretrained=true: timm cannot fetch {name} ({error}); download it where there is a network and give "
-            "model.pretrained=PATH to its .safetensors, or train from scratch with model.pretrained=false"
+            f"model.pretrained=true: timm has no copy of {name} here and cannot fetch it from {constants.ENDPOINT}; fetch it where there "
+            "is a network and give model.pretrained=PATH to its .safetensors, or train from scratch with model.pretrained=false"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def _answers(endpoint: str) -> bool:
+    where = urlsplit(endpoint)
+    try:
+        socket.create_connection((where.hostname or "", where.port or 443), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _linear(out: dict[str, Axes], name: str, produces: str, takes: str) -> None:
