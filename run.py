@@ -9,19 +9,20 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from inco.config.cli import front_door, run_job
+from inco.config.cli import Ledger, front_door, run_job
 from inco.config.naming import register
 
 CONF = Path(__file__).resolve().parent / "conf"
 
 register()
+ledger: Ledger = {}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run one job and return its last accuracy."""
-    return run_job(cfg)
+    return run_job(cfg, ledger)
 
 
 if __name__ == "__main__":
-    sys.exit(front_door(main, CONF, sys.argv[1:]))
+    sys.exit(front_door(main, CONF, sys.argv[1:], ledger))

@@ -12,15 +12,23 @@ from inco.seeding import numpy_rng
 
 
 class Capacity(Protocol):
-    """An assignment of clients to levels 0 (smallest) to L - 1. `levels`: those that clients can hold."""
+    """An assignment of clients to levels 0 (smallest) to L - 1. `levels`: those that clients can hold; `moving`: whether a client's
+    level changes from round to round."""
 
     levels: tuple[int, ...]
+    moving: bool
 
     def level(self, client: int, round: int) -> int: ...
+
+    def sizes(self) -> dict[int, float]:
+        """Return how many clients of the population hold each level (in expectation, where it moves)."""
+        ...
 
 
 class FiveLevels:
     """Contiguous groups of clients of equal size, smallest level first: client c holds level floor(c L / N) (the paper's)."""
+
+    moving = False
 
     def __init__(self, *, num_clients: int, num_levels: int, seed: int) -> None:
         if num_clients < num_levels:
@@ -34,9 +42,15 @@ class FiveLevels:
     def level(self, client: int, round: int) -> int:
         return client * self.num_levels // self.num_clients
 
+    def sizes(self) -> dict[int, float]:
+        starts = [-(-level * self.num_clients // self.num_levels) for level in range(self.num_levels + 1)]
+        return {level: starts[level + 1] - starts[level] for level in range(self.num_levels)}
+
 
 class Resampled:
     """Each client of each round draws its level anew. `shares`: probability of each level; null means all alike."""
+
+    moving = True
 
     def __init__(self, shares: list[float] | None = None, *, num_clients: int, num_levels: int, seed: int) -> None:
         shares = list(shares) if shares else [1 / num_levels] * num_levels
@@ -44,26 +58,37 @@ class Resampled:
             raise ConfigError(f"capacity.shares={shares}: give {num_levels} probabilities, one a level, that sum to 1")
         self.shares, self.seed = [share / sum(shares) for share in shares], seed
         self.levels = tuple(level for level, share in enumerate(shares) if share > 0)
+        self.num_clients = num_clients
 
     def level(self, client: int, round: int) -> int:
         return int(numpy_rng(self.seed, "capacity", round, client).choice(len(self.shares), p=self.shares))
+
+    def sizes(self) -> dict[int, float]:
+        return {level: self.shares[level] * self.num_clients for level in self.levels}
 
 
 class Fixed:
     """All clients hold one level: `which` is "small" (the smallest) or "large" (the whole global model)."""
 
+    moving = False
+
     def __init__(self, which: str, *, num_clients: int, num_levels: int, seed: int) -> None:
         if which not in ("small", "large"):
             raise ConfigError(f"capacity.which={which}: must be small or large")
         self._level = 0 if which == "small" else num_levels - 1
-        self.levels = (self._level,)
+        self.levels, self._num_clients = (self._level,), num_clients
 
     def level(self, client: int, round: int) -> int:
         return self._level
 
+    def sizes(self) -> dict[int, float]:
+        return {self._level: self._num_clients}
+
 
 class Table:
     """Levels from a JSON file: a list with one level (0 is the smallest) a client."""
+
+    moving = False
 
     def __init__(self, path: str, *, num_clients: int, num_levels: int, seed: int) -> None:
         try:
@@ -87,3 +112,6 @@ class Table:
 
     def level(self, client: int, round: int) -> int:
         return self._levels[client]
+
+    def sizes(self) -> dict[int, float]:
+        return dict(Counter(self._levels))

@@ -65,6 +65,10 @@ class Checkpoints:
         self._prune(state.round)
         return final
 
+    def rounds(self) -> list[int]:
+        """Return the rounds of the checkpoints that are there, oldest first."""
+        return sorted(_round(path) for path in self._found())
+
     def load_latest(self) -> State | None:
         """Give the newest whole checkpoint, or None if there are none at all. Only for the run that writes here.
 

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
+from inco.client_store import ClientStore
 from inco.data.dataset import Images
 from inco.data.transforms import Transform
+from inco.flat import BoundModel
 from inco.local import Local, reset
 from inco.pool import ModelPool
 from inco.seeding import generator, seed_for
@@ -29,7 +31,7 @@ def train_locally(
 ) -> Tensor:
     """Take one local step a batch and return the mean loss over the examples seen (a scalar on the device).
 
-    The order is a contract: forward, loss plus `local_loss`, backward, `local_grad`, optimizer step.
+    The order is a contract: forward, loss plus `local_loss`, backward, `local_grad`, optimizer step, `local_step`.
     """
     run.model.train()
     reset(optimizer)
@@ -45,6 +47,7 @@ def train_locally(
         algorithm.local_grad(run)
         optimizer.step()
         run.steps += 1
+        algorithm.local_step(run)
         total += loss.detach() * len(y)
         seen += len(y)
     return total / max(seen, 1)
@@ -53,7 +56,8 @@ def train_locally(
 class Trainer:
     """Trains clients on one worker, one after the other, in models that are kept.
 
-    `train`: the whole training set, resident on the device; `smallest`: the smallest batch that the model bears.
+    `train`: the whole training set, resident on the device; `smallest`: the smallest batch that the model bears;
+    `store`: where clients' own vectors wait for their next round.
     """
 
     def __init__(
@@ -66,9 +70,11 @@ class Trainer:
         transform: Transform,
         smallest: int,
         seed: int,
+        store: ClientStore,
     ) -> None:
         self.pool, self.algorithm, self.local, self.uplink = pool, algorithm, local, uplink
         self.train, self.transform, self.smallest, self.seed = train, transform, smallest, seed
+        self.store = store
 
     def __call__(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
         """Train one client from the server's parameters `w` [P], buffers `b` [B] and its algorithm's vectors [P]."""
@@ -76,12 +82,46 @@ class Trainer:
         bound = bench.bound
         bound.load(w, b, sub.params, sub.buffers)
         torch.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
-        mine = {name: sub.params.gather(v, torch.empty_like(bound.w)) for name, v in server.items()}
-        run = LocalRun(task, bound.model, bound.w.clone(), bound.w, bound.g, self.local.lr, mine)
+        run = self._start(task, sub, bound, server)
+        if self.algorithm.stateful:
+            kept = self.store.load(task, sub)
+            run.state = self.algorithm.init_client(run) if kept is None else {k: v.to(self.pool.device) for k, v in kept.items()}
         loss = train_locally(run, self.algorithm, bench.optimizer, self._batches(task), self.local.precision)
-        noise = self._stream("uplink", task)
-        vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, noise)
-        return ClientResult(task, vectors, bound.read_buffers(), float(loss), run.steps)
+        bound.read_buffers()
+        vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, self._stream("uplink", task))
+        if self.algorithm.stateful:
+            self.store.save(task, sub, run.state)
+        return ClientResult(task, vectors, bound.b, float(loss), run.steps)
+
+    def _start(self, task: ClientTask, sub: SubModel, bound: BoundModel, server: Mapping[str, Tensor]) -> LocalRun:
+        names = (*self.algorithm.downloads, *self.algorithm.planned)
+        mine = {name: sub.params.gather(server[name], torch.empty_like(bound.w)) for name in names}
+        run = LocalRun(
+            task, bound.model, bound.w.clone(), bound.w, bound.g, self.local.lr, self.local.momentum, bound.b.clone(), bound.b, mine
+        )
+        run.frozen = lambda role, w, b: self.pool.frozen(sub, role, w, b)
+        run.full_gradient = lambda: self._full_gradient(run, bound)
+        return run
+
+    def _full_gradient(self, run: LocalRun, bound: BoundModel) -> Tensor:
+        """One pass over all the client's examples at the current weights: the mean gradient, [n]."""
+        before, total = bound.read_buffers().clone(), torch.zeros_like(run.g)
+        augment, random = self._stream("full_gradient", run.task), torch.get_rng_state()
+        examples = run.task.examples.to(self.pool.device)
+        for start, stop in self.local.batches(len(examples), self.smallest, drop_last=False):
+            x, y = take(self.train, examples[start:stop], self.transform, augment)
+            run.g.zero_()
+            with torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.local.precision == "bf16"):
+                logits = run.model(x).logits
+            F.cross_entropy(logits.to(run.w.dtype), y).backward()
+            total += run.g * len(y)
+        bound.set_buffers(before)
+        torch.set_rng_state(random)  # dropout of the local steps is as without this pass
+        return total / len(examples)
+
+    def steps(self, examples: int) -> int:
+        """Return the local steps of a client with so many examples."""
+        return self.local.steps(examples, self.smallest)
 
     def images_trained(self, examples: int) -> int:
         """Return how many images a client with so many examples trains on in a round."""

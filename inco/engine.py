@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from inco.client import Trainer
-from inco.errors import InCoError, PeerLost, WorkerError
+from inco.errors import ConfigError, InCoError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
 from inco.flat import Layout
 from inco.server.aggregate import Cohort, RoundSums
@@ -110,7 +110,7 @@ def _place(device: str, local_rank: int) -> torch.device:
     if device == "cpu" or (device == "auto" and not cuda):
         return torch.device("cpu")
     if not cuda:
-        raise WorkerError(f"engine.device={device}: torch sees no GPU here; use engine.device=auto or cpu")
+        raise ConfigError(f"engine.device={device}: torch sees no GPU here; use engine.device=auto or cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
@@ -131,8 +131,9 @@ def assign(costs: Sequence[float], workers: int) -> list[list[int]]:
 class Engine:
     """Maps clients over ranks and reduces their uploads; scores levels over ranks.
 
-    `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their weighting; `cohort`: clients a round;
-    `flops`: cost of one image's forward pass by level; `on_client`: called with (done, of) after each of this rank's clients.
+    `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their weighting; `buffer_weighting`: that of
+    buffers; `population`: clients that hold each level; `cohort`: clients a round; `flops`: cost of one image's forward pass by level;
+    `on_client`: called with (done, of) after each of this rank's clients.
     """
 
     def __init__(
@@ -144,11 +145,13 @@ class Engine:
         buffers: Layout,
         uploads: Mapping[str, Weighting],
         buffer_weighting: Weighting,
+        population: Mapping[int, float],
         cohort: int,
         flops: Mapping[int, float],
     ) -> None:
         self.ranks, self.trainer, self.evaluator, self.flops = ranks, trainer, evaluator, flops
-        self.uploads, self.buffer_weighting = uploads, buffer_weighting
+        self.uploads, self.buffer_weighting, self.population = uploads, buffer_weighting, population
+        self._sizes = (params.numel, buffers.numel)
         self._sums = RoundSums(list(uploads), params.numel, buffers.numel, cohort, ranks.device)
         self.on_client: Callable[[int, int], None] | None = None
 
@@ -156,12 +159,17 @@ class Engine:
         """Return the positions in the cohort that each rank trains."""
         return assign([self.flops[t.level] * len(t.examples) for t in tasks], self.ranks.world)
 
-    def map_reduce(
-        self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, server: Mapping[str, Tensor]
-    ) -> Aggregate:
+    def cohort(self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel]) -> Cohort:
+        """Return what is known of a round before it starts."""
+        steps = [self.trainer.steps(len(t.examples)) for t in tasks]
+        momentum = self.trainer.local.momentum
+        return Cohort(
+            tasks, steps, submodels, self.uploads, self.buffer_weighting, self.population, momentum, *self._sizes, self.ranks.device
+        )
+
+    def map_reduce(self, cohort: Cohort, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> Aggregate:
         """Train the cohort and return its averages. Raises on every rank alike where any client failed."""
-        cohort = Cohort(tasks, submodels, self.uploads, self.buffer_weighting)
-        mine = self.plan(tasks)[self.ranks.rank]
+        mine = self.plan(cohort.tasks)[self.ranks.rank]
         self._sums.reset()
         error = self._guarded(lambda: self._train(cohort, mine, w, b, server))
         self._reduce(self._sums.total, error)

@@ -158,15 +158,23 @@ def _contiguous_runs(index: Tensor) -> tuple[tuple[int, int, int], ...] | None:
 class BoundModel:
     """A model whose parameters, gradients and floating-point buffers are views of flat vectors.
 
-    `w`, `g`: [n] parameters and gradients; `b`: buffers. Loading a client is one copy, reading its result is none.
+    `w`, `g`: [n] parameters and gradients; `b`: buffers. Loading a client is one copy, reading its result is none. `memory`: two vectors
+    of n elements or more to live in, which models that are never used at the same time may share.
     """
 
-    def __init__(self, model: nn.Module, params: Layout, buffers: Layout, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Layout,
+        buffers: Layout,
+        device: torch.device | str = "cpu",
+        memory: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.model = model.to(device)
         self.params, self.buffers = params, buffers
         dtype = next(model.parameters()).dtype
-        self.w = torch.zeros(params.numel, device=device, dtype=dtype)
-        self.g = torch.zeros_like(self.w)
+        w, g = memory or torch.zeros(2, params.numel, device=device, dtype=dtype).unbind()
+        self.w, self.g = w.narrow(0, 0, params.numel), g.narrow(0, 0, params.numel)
         self.b = torch.zeros(buffers.numel, device=device, dtype=dtype)
         self._counters: list[tuple[Tensor, Tensor]] = []
         for name, p in model.named_parameters():
@@ -189,7 +197,16 @@ class BoundModel:
     def load(self, w: Tensor, b: Tensor, params: Slice, buffers: Slice) -> None:
         """Fill the model with its slice of the server's parameters `w` [P] and buffers `b` [B]."""
         params.gather(w, self.w)
-        buffers.gather(b, self.b)
+        self.set_buffers(buffers.gather(b, torch.empty_like(self.b)))
+
+    def set(self, w: Tensor, b: Tensor) -> None:
+        """Fill the model with its own vectors [n] and buffers."""
+        self.w.copy_(w)
+        self.set_buffers(b)
+
+    def set_buffers(self, b: Tensor) -> None:
+        """Set the buffers, counters included."""
+        self.b.copy_(b)
         for counter, view in self._counters:
             counter.copy_(view)
 

@@ -20,25 +20,30 @@ class Local(ABC):
     def __init__(self, epochs: int, batch_size: int, lr: float, drop_last: bool = False, precision: str = "fp32") -> None:
         self.epochs, self.batch_size, self.lr = epochs, batch_size, lr
         self.drop_last, self.precision = drop_last, precision
+        self.momentum = 0.0
 
     @abstractmethod
     def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:
         """Make the optimizer of one flat parameter vector."""
 
-    def batches(self, count: int, smallest: int) -> list[tuple[int, int]]:
+    def batches(self, count: int, smallest: int, drop_last: bool | None = None) -> list[tuple[int, int]]:
         """Return [start, stop) of each batch of an epoch over `count` examples.
 
-        A last batch below `smallest` joins the one before it: BatchNorm cannot train on one example.
+        `drop_last`: None takes the setting. A last batch below `smallest` joins the one before it: BatchNorm cannot train on one example.
         """
         size = self.batch_size
         stops = list(range(size, count + 1, size))
         left = count - (stops[-1] if stops else 0)
-        if left and not (self.drop_last and stops):
+        if left and not ((self.drop_last if drop_last is None else drop_last) and stops):
             if stops and left < smallest:
                 stops[-1] = count
             else:
                 stops.append(count)
         return list(zip([0, *stops[:-1]], stops, strict=True))
+
+    def steps(self, count: int, smallest: int) -> int:
+        """Return the number of local steps that `count` examples give."""
+        return self.epochs * len(self.batches(count, smallest))
 
 
 class Adam(Local):

@@ -20,11 +20,6 @@ class Population:
         self.num_clients, self.partition, self.capacity, self.split, self.seed = num_clients, partition, capacity, split, seed
         self.cohort_size = max(1, int(num_clients * sample_ratio + 1e-9))  # 0.29 * 100 is 28.999999999999996
 
-    @property
-    def fraction(self) -> float:
-        """Cohort over population, |S| / N."""
-        return self.cohort_size / self.num_clients
-
     def cohort(self, round: int) -> list[int]:
         """Return the clients of a round in ascending order, drawn uniformly without replacement."""
         rng = numpy_rng(self.seed, "cohort", round)

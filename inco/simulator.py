@@ -15,15 +15,16 @@ from inco.engine import Engine
 from inco.errors import NumericError
 from inco.evaluate import Score
 from inco.population import Population
+from inco.seeding import generator
 from inco.types import Aggregate, ClientTask, SubModel
 
 Metrics = dict[str, float]
 
 
 class Transform(Protocol):
-    """A change of what the server is about to add, [P] -> [P], with metrics."""
+    """A change of what the server is about to add, [P] -> [P], with metrics; randomness from the generator alone."""
 
-    def __call__(self, update: Tensor) -> tuple[Tensor, Mapping[str, float]]: ...
+    def __call__(self, update: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]: ...
 
 
 class ServerOptimizer(Protocol):
@@ -102,12 +103,15 @@ class Simulator:
         submodels = self.population.submodels(number)
 
         # 1. clients train, their uploads are averaged over the holders of each coordinate
-        aggregate = self.engine.map_reduce(tasks, submodels, state.w, state.b, state.algorithm)
+        cohort = self.engine.cohort(tasks, submodels)
+        self.algorithm.server_start(state.algorithm, cohort)
+        aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
 
         # 2. the algorithm says what to add, the transform changes it; what nobody holds does not move
-        update = self.algorithm.server_update(state.algorithm, aggregate, self.population.fraction)
-        update, mixing = self.transform(update * aggregate.covered)
-        update = update * aggregate.covered
+        update = self.algorithm.server_update(state.algorithm, aggregate)
+        noise = generator(self.population.seed, "transform", number, device=state.w.device)
+        update, mixing = self.transform(update.mul_(aggregate.covered), noise)
+        update.mul_(aggregate.covered)
         norm = float(torch.linalg.vector_norm(update))
         if not norm < float("inf"):
             raise NumericError(f"round {number}: the update's norm is {norm}; it has not been applied. Lower local.lr")
@@ -116,6 +120,8 @@ class Simulator:
         self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
         state.b = torch.where(aggregate.buffers_covered, aggregate.buffers, state.b)
         self.population.split.buffers.truncate_counters(state.b)
+        if self.algorithm.stateful:
+            self.engine.trainer.store.advance(number, [t.client for t in tasks])
         state.round = number
         trained = time.perf_counter() - began
 
@@ -134,7 +140,7 @@ class Simulator:
         return {
             "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen,
             "comm/up_bytes": traffic * len(self.algorithm.uploads),
-            "comm/down_bytes": traffic,
+            "comm/down_bytes": traffic * (1 + len(self.algorithm.downloads)),
             "compute/flops": sum(3 * self.costs[t.level].flops * self.images_trained(len(t.examples)) for t in tasks),
         }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -54,8 +54,12 @@ class ClientTask:
 class LocalRun:
     """One client's local training, as its algorithm sees it. Vectors are the client's own, [n].
 
-    `w0`: parameters received; `w`: current parameters (a live view of the model); `g`: their gradient (live);
-    `server`: the server's vectors restricted to this client; `steps`: local steps taken so far, K_i.
+    `w0`, `b0`: parameters and buffers received; `w`, `b`: current ones (live views of the model); `g`: gradient (live);
+    `lr`, `momentum`: of the local optimizer (momentum is 0 for Adam); `server`: the server's vectors that the algorithm reads,
+    restricted to this client; `state`: this client's own vectors, which outlive the round; `steps`: local steps taken so far, K_i;
+    `scratch`: the algorithm's own notes of this run; `frozen(role, w, b)`: a copy of the model that holds these vectors, in evaluation
+    mode and without gradients; `full_gradient()`: the gradient of the mean loss over all the client's examples at the current weights,
+    [n], in training mode; buffers stay as they are.
     """
 
     task: ClientTask
@@ -64,8 +68,15 @@ class LocalRun:
     w: Tensor
     g: Tensor
     lr: float
+    momentum: float = 0.0
+    b0: Tensor | None = None
+    b: Tensor | None = None
     server: Mapping[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+    scratch: dict[str, Any] = field(default_factory=dict)
+    frozen: Callable[[str, Tensor, Tensor], nn.Module] | None = None
+    full_gradient: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +90,28 @@ class ClientResult:
     steps: int
 
 
+class Plan(Protocol):
+    """What the server knows of a round before it starts: who trains how long, and how per-client numbers average over holders.
+
+    `steps`, `examples`: local steps and examples of each client in cohort order; `momentum`: of the local optimizer.
+    """
+
+    steps: tuple[int, ...]
+    examples: tuple[int, ...]
+    momentum: float
+
+    def mean(self, numbers: Sequence[float], weighting: Weighting) -> Tensor:
+        """Return the weighted mean of a number a client over the holders of each coordinate, float32 [P]; 0 where there are none."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Aggregate:
     """A round's uploads, averaged per coordinate over the clients that hold it.
 
     `mean`: by upload name, [P], zero where nobody holds the coordinate; `covered`: bool [P]; `buffers`: [B], the mean of the
-    holders' buffers; `buffers_covered`: bool [B]; `clients`: one row a client in cohort order.
+    holders' buffers; `buffers_covered`: bool [B]; `clients`: one row a client in cohort order; `participation()`: of each coordinate's
+    holders in the population, the share that took part, |S_p| / N_p, [P].
     """
 
     mean: Mapping[str, Tensor]
@@ -92,6 +119,7 @@ class Aggregate:
     buffers: Tensor
     buffers_covered: Tensor
     clients: tuple[ClientRow, ...]
+    participation: Callable[[], Tensor]
 
 
 class ClientRow(NamedTuple):

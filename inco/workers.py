@@ -56,9 +56,20 @@ class LocalWorkers:
         self._watch = threading.Thread(target=self._watch_over, daemon=True)
         self._watch.start()
 
+    def wait_until_ready(self) -> None:
+        """Wait until every worker has imported what it needs; one that dies before is told, not waited for."""
+        while not all(self._ready(rank).exists() for rank in range(1, self.world)):
+            if self.lost is not None:
+                raise self.lost
+            time.sleep(0.02)
+
+    def _ready(self, rank: int) -> Path:
+        return self._folder / f"worker_{rank}.ready"
+
     def _start(self, rank: int, settings: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "inco.workers", str(rank), str(self.world), str(self.store)]
         env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(self.world)}
+        env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with self._errors(rank).open("wb") as errors:
             # a session of its own: Ctrl-C reaches rank 0 alone, which then ends the workers
@@ -133,8 +144,10 @@ def local_workers(settings: Mapping[str, Any], world: int) -> Iterator[LocalWork
 
 def main(rank: int, world: int, store: str, settings: Mapping[str, Any]) -> None:
     """Be one worker: the same rounds as rank 0, without a record."""
-    from inco.config.launch import follow
+    from inco.config.launch import follow, prepare
 
+    prepare()
+    Path(store).with_name(f"worker_{rank}.ready").touch()
     # rank 0 tells the user; what reaches it here is the error of one worker alone
     try:
         follow(settings, rank, world, store)

@@ -24,7 +24,7 @@ def test_help_is_quick_and_lists_groups(type_command) -> None:
     began = time.monotonic()
     done = type_command("--help")
     assert done.returncode == 0 and time.monotonic() - began < 5  # measured: 0.6 s; a loaded machine may take longer
-    assert "transform: inco, neither" in done.stdout and "num_clients: 20" in done.stdout
+    assert "transform: add_noise, inco, neither" in done.stdout and "num_clients: 20" in done.stdout
 
 
 def test_the_front_door_imports_no_torch() -> None:
@@ -47,7 +47,7 @@ def test_two_problems_in_one_message(type_command, tmp_path: Path) -> None:
         (["split=stag"], ["split=stag: no such option; did you mean stage?"]),
         (["local.lrr=1"], ["local.lrr=1: no such setting; did you mean local.lr?"]),
         (["+local.extra=1"], ["+local.extra=1: no such setting"]),
-        (["rounds=1e3"], ["rounds=1000.0", "whole number"]),
+        (["rounds=1e3"], ["rounds=1000", "whole number"]),
         (["-m", "seed=0,1", "local.lr=0.1,-2"], ["1 problem", "local.lr=-2"]),
         (["-m", "algorithm=fedavg,fedavgg"], ["algorithm=fedavgg: no such option; did you mean fedavg?"]),
         (["partition=fixed"], ["partition.path", "give it a value"]),
@@ -172,7 +172,7 @@ def test_own_config_folder_and_own_class(type_command, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from inco.algorithms.fedavg import Algorithm\n\n\n"
         "class Halved(Algorithm):\n"
-        "    def server_update(self, server, aggregate, fraction):\n"
+        "    def server_update(self, server, aggregate):\n"
         "        return aggregate.mean['delta'] / 2\n"
     )
     (tmp_path / "conf" / "algorithm").mkdir(parents=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from inco.algorithms.fedavg import FedAvg
 from inco.client import Trainer, train_locally
+from inco.client_store import ClientStore
 from inco.data.dataset import Images
 from inco.data.transforms import Normalise, RandomCrop, RandomFlip, Transform
 from inco.engine import assign
@@ -31,9 +32,13 @@ def images(count: int, seed: int = 0) -> Images:
     return Images(torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=stream), torch.randint(3, (count,), generator=stream))
 
 
+def store() -> ClientStore:
+    return ClientStore(None, False, SPLIT.params.numel, SPLIT.buffers.numel)
+
+
 def trainer(local: Local, algorithm: FedAvg | None = None, seed: int = 0) -> Trainer:
     augmented = Transform([RandomCrop(1), RandomFlip(), SCALE])
-    return Trainer(ModelPool(local, "cpu"), algorithm or FedAvg(), local, Clean(), images(60), augmented, 2, seed)
+    return Trainer(ModelPool(local, "cpu"), algorithm or FedAvg(), local, Clean(), images(60), augmented, 2, seed, store())
 
 
 def train(worker: Trainer, client: int, round: int = 1, level: int = 1, count: int = 11) -> ClientResult:
@@ -152,7 +157,8 @@ def marked(local: Local, client: int = 2, round: int = 1) -> tuple[list[int], Tr
     """Train on images whose every pixel is their own number, and return the numbers in the order of training."""
     watching = Watching()
     numbered = Images(torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1).expand(60, 1, 8, 8).contiguous(), torch.arange(60) % 3)
-    worker = Trainer(ModelPool(local, "cpu"), watching, local, Clean(), numbered, Transform([Normalise((0.0,), (1 / 255,))]), 2, 0)
+    scale = Transform([Normalise((0.0,), (1 / 255,))])
+    worker = Trainer(ModelPool(local, "cpu"), watching, local, Clean(), numbered, scale, 2, 0, store())
     result = train(worker, client, round)
     return [int(v + 0.5) for x in watching.seen for v in x[:, 0, 0, 0]], worker, result
 
@@ -161,7 +167,7 @@ def test_every_example_once_an_epoch() -> None:
     order, worker, result = marked(SGD(3, 4, 0.01))
     epochs = [order[i : i + 11] for i in (0, 11, 22)]
     assert [sorted(e) for e in epochs] == [list(range(10, 21))] * 3 and len(order) == 33 == worker.images_trained(11)
-    assert epochs[0] != epochs[1] != epochs[2] and result.steps == 9, "shuffled anew each epoch; 4 + 4 + 3"
+    assert epochs[0] != epochs[1] != epochs[2] and result.steps == 9 == worker.steps(11), "shuffled anew each epoch; 4 + 4 + 3"
 
 
 def test_the_order_is_drawn_for_each_client_and_round() -> None:
@@ -173,7 +179,7 @@ def test_the_order_is_drawn_for_each_client_and_round() -> None:
 
 def test_dropped_examples_differ_by_epoch() -> None:
     order, worker, result = marked(SGD(2, 4, 0.01, drop_last=True))
-    assert len(order) == 16 == worker.images_trained(11) and result.steps == 4
+    assert len(order) == 16 == worker.images_trained(11) and result.steps == 4 == worker.steps(11)
     epochs = [order[:8], order[8:]]
     assert all(len(set(e)) == 8 and set(e) <= set(range(10, 21)) for e in epochs) and set(epochs[0]) != set(epochs[1])
 
@@ -211,16 +217,19 @@ def test_what_a_client_sends() -> None:
     seen = {}
 
     class Spy(FedAvg):
+        downloads, planned = ("c",), ("d",)
+
         def local_start(self, run: LocalRun) -> None:
-            seen["server"], seen["w0"] = run.server["c"].clone(), run.w.clone()
+            seen.update({n: v.clone() for n, v in run.server.items()}, w0=run.w.clone(), b0=run.b.clone())
 
     worker = trainer(SGD(2, 4, 0.05), Spy())
     w, b = SPLIT.initial(0)
     kept, control = (w.clone(), b.clone()), torch.randn(len(w))
     task = ClientTask(3, 1, 0, torch.arange(11))
-    result = worker(task, SUBS[0], w, b, {"c": control})
+    result = worker(task, SUBS[0], w, b, {"c": control, "d": 2 * control, "unread": w})
     index = SUBS[0].params.index
-    assert torch.equal(seen["server"], control[index]) and torch.equal(seen["w0"], w[index])
+    assert torch.equal(seen.pop("c"), control[index]) and torch.equal(seen.pop("d"), 2 * control[index])
+    assert torch.equal(seen.pop("w0"), w[index]) and torch.equal(seen.pop("b0"), b[SUBS[0].buffers.index]) and not seen
     assert torch.equal(result.vectors["delta"], worker.pool.get(SUBS[0]).bound.w - w[index]) and result.vectors["delta"].any()
     assert torch.equal(w, kept[0]) and torch.equal(b, kept[1]), "the server's vectors are as they were"
     counts = [SUBS[0].buffers.layout.view(result.buffers, n).item() for n in SUBS[0].buffers.layout.entries if n.endswith("tracked")]

@@ -11,14 +11,22 @@ import pytest
 from support import ROOT, TINY, settings_of
 
 from inco.config.naming import FREE, digest, identity
-from inco.config.schema import SCHEMAS, Root
+from inco.config.registry import SCHEMAS
+from inco.config.schema import Root
 from inco.config.targets import build, locate, target_problem
 from inco.config.validate import GROUPS, OVERLAYS, validate
 from inco.errors import ConfigError
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
 WIRING = {"family", "shape", "num_classes", "num_clients", "num_levels", "seed"}  # what other groups give a class
-NEEDS = {"fixed": ["partition.path=x.npy"], "file": ["capacity.path=x.json"], "layer": ["model=vit_tiny"]}
+A_FILE = ROOT / "run.py"  # validation looks no further than whether it is there
+NEEDS = {
+    "fixed": [f"partition.path={A_FILE}"],
+    "file": [f"capacity.path={A_FILE}"],
+    "layer": ["model=vit_tiny"],
+    "scaffold": ["local=sgd", "local.momentum=0"],
+    "fednova": ["local=sgd"],
+}
 
 
 def composed(group: str, option: str) -> dict:

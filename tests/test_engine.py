@@ -15,10 +15,10 @@ from inco.engine import Engine, Ranks, assign
 from inco.errors import NumericError, WorkerError
 from inco.evaluate import Evaluator
 from inco.flat import Layout, Slice
-from inco.local import SGD
+from inco.local import SGD, Local
 from inco.pool import ModelPool
 from inco.seeding import generator, numpy_rng, seed_for
-from inco.types import ClientResult, ClientTask, Output, SubModel
+from inco.types import ClientResult, ClientTask, Output, SubModel, Weighting
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,8 @@ TASKS = [ClientTask(c, 4, 0, torch.arange(c + 1)) for c in (6, 2, 9)]
 class Fake:
     """A trainer whose clients send their own number, or fail as they are told."""
 
+    local: Local = SGD(1, 4, 0.1, momentum=0.5)
+
     def __init__(self, fail: Mapping[int, Exception] | None = None) -> None:
         self.fail, self.trained = fail or {}, []
 
@@ -122,12 +124,16 @@ class Fake:
             raise self.fail[task.client]
         return ClientResult(task, {"delta": torch.full((8,), float(task.client))}, torch.empty(0), task.client / 8, task.client)
 
+    def steps(self, examples: int) -> int:
+        return 10 * examples
+
 
 def engine(trainer: Fake) -> Engine:
     test = Images(torch.randint(256, (30, 1, 2, 2), dtype=torch.uint8), torch.arange(30) % 2)
     evaluator = Evaluator(ModelPool(SGD(1, 4, 0.1), "cpu"), test, Transform([Normalise()]), [0], 0)
     one = Ranks(0, 1, torch.device("cpu"))
-    return Engine(one, trainer, evaluator, LAYOUT, Layout([]), {"delta": "examples"}, "examples", 3, {0: 2.0})  # type: ignore[arg-type]
+    uploads: dict[str, Weighting] = {"delta": "examples"}
+    return Engine(one, trainer, evaluator, LAYOUT, Layout([]), uploads, "examples", {0: 12}, 3, {0: 2.0})  # type: ignore[arg-type]
 
 
 def test_a_round_of_one_rank() -> None:
@@ -137,10 +143,19 @@ def test_a_round_of_one_rank() -> None:
     house.on_client = lambda done, of: ticks.append((done, of))
     w, b = torch.zeros(8), torch.empty(0)
     for _ in range(2):
-        found = house.map_reduce(TASKS, SUBS, w, b, {})
+        found = house.map_reduce(house.cohort(TASKS, SUBS), w, b, {})
         assert torch.allclose(found.mean["delta"], torch.full((8,), (6 * 7 + 2 * 3 + 9 * 10) / 20), rtol=1e-7)
         assert [(row.client, row.loss, row.steps) for row in found.clients] == [(6, 0.75, 6), (2, 0.25, 2), (9, 1.125, 9)]
     assert trainer.trained == [9, 6, 2] * 2 and ticks == [(1, 3), (2, 3), (3, 3)] * 2
+
+
+def test_what_is_known_before_a_round() -> None:
+    """Steps as the trainer counts them, examples, the local momentum; three of twelve take part, on the server's coordinates."""
+    trainer = Fake()
+    cohort = engine(trainer).cohort(TASKS, SUBS)
+    assert (cohort.steps, cohort.examples, cohort.momentum) == ((70, 30, 100), (7, 3, 10), 0.5) and not trainer.trained
+    assert torch.equal(cohort.participation(), torch.full((8,), 0.25))
+    assert (cohort.uploads, cohort.buffer_weighting) == ({"delta": "examples"}, "examples")
 
 
 def test_failures_name_their_client_and_leave_nothing() -> None:
@@ -150,15 +165,15 @@ def test_failures_name_their_client_and_leave_nothing() -> None:
         WorkerError,
         match=r"round 4, client 2 \(pixels, 3 examples\) failed on worker 0: RuntimeError: out of memory; nothing of this round",
     ) as caught:
-        house.map_reduce(TASKS, SUBS, w, torch.empty(0), {})
+        house.map_reduce(house.cohort(TASKS, SUBS), w, torch.empty(0), {})
     assert "Traceback" in caught.value.detail and "out of memory" in caught.value.detail and not w.any()
-    own = NumericError("diverged")
+    own, other = NumericError("diverged"), engine(Fake())
     with pytest.raises(NumericError) as kept:
-        engine(Fake({9: own})).map_reduce(TASKS, SUBS, w, torch.empty(0), {})
+        engine(Fake({9: own})).map_reduce(house.cohort(TASKS, SUBS), w, torch.empty(0), {})
     assert kept.value is own, "errors of our own pass as they are"
     house.trainer = Fake()  # type: ignore[assignment]
-    again = house.map_reduce(TASKS, SUBS, w, torch.empty(0), {})
-    assert torch.equal(again.mean["delta"], engine(Fake()).map_reduce(TASKS, SUBS, w, torch.empty(0), {}).mean["delta"])
+    again, alone = (e.map_reduce(e.cohort(TASKS, SUBS), w, torch.empty(0), {}) for e in (house, other))
+    assert torch.equal(again.mean["delta"], alone.mean["delta"]) and alone.mean["delta"].all()
 
 
 def test_scoring_takes_every_unit() -> None:

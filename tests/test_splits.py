@@ -91,9 +91,10 @@ def test_published_holders() -> None:
     tasks = [ClientTask(c, 1, groups.level(c, 1), torch.arange(1)) for c in range(100)]
     for name, table in tables.items():
         split = SPLITS[name]
-        cohort = Cohort(tasks, {level: split.submodel(level, 1) for level in range(5)}, {"delta": "uniform"}, "uniform")
+        subs, sizes = {level: split.submodel(level, 1) for level in range(5)}, (split.params.numel, split.buffers.numel)
+        cohort = Cohort(tasks, [1] * 100, subs, {"delta": "uniform"}, "uniform", groups.sizes(), 0.0, *sizes)
         for layout, part in ((split.params, "params"), (split.buffers, "buffers")):
-            count = cohort.coverage("uniform", layout.numel, part, "cpu")
+            count = cohort.coverage("uniform", part)
             for tensor in layout.entries:
                 expected = table.get(".".join(tensor.split(".")[:2]), 100)
                 assert layout.view(count, tensor).unique().tolist() == [expected], tensor
@@ -268,10 +269,13 @@ def population(clients: int, ratio: float, seed: int = 0) -> Population:
     ("clients", "ratio", "size"), [(100, 0.1, 10), (100, 0.29, 29), (100, 0.57, 57), (7, 0.5, 3), (50, 0.001, 1), (20, 1.0, 20)]
 )
 def test_cohort_sizes(clients: int, ratio: float, size: int) -> None:
-    """floor(N * ratio) of the numbers as written, not of their binary neighbours; at least one."""
+    """floor(N * ratio) of the numbers as written, not of their binary neighbours; at least one. Where all hold: |S| / N."""
     people = population(clients, ratio)
     cohort = people.cohort(1)
-    assert people.cohort_size == len(cohort) == len(set(cohort)) == size and people.fraction == size / clients
+    assert people.cohort_size == len(cohort) == len(set(cohort)) == size
+    subs, numbers = people.submodels(1), (people.split.params.numel, people.split.buffers.numel)
+    plan = Cohort(people.tasks(1), [1] * size, subs, {}, "uniform", people.capacity.sizes(), 0.0, *numbers)
+    assert plan.participation()[subs[0].params.index].unique().tolist() == [torch.tensor(size / clients).item()]
     assert cohort == sorted(cohort) and set(cohort) <= set(range(clients))
 
 

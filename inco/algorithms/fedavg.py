@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from inco.types import Aggregate, LocalRun, Output, Weighting
+from inco.types import Aggregate, LocalRun, Output, Plan, Weighting
 
 
 class Algorithm:
@@ -27,9 +27,25 @@ class Algorithm:
         """The vectors that clients send, and how each is averaged."""
         return {"delta": self.weighting}
 
+    downloads: tuple[str, ...] = ()
+    """Vectors of the server that clients read, and receive with the model."""
+
+    planned: tuple[str, ...] = ()
+    """Vectors that clients read here, but that a deployment would use at the server after the upload: no traffic."""
+
+    stateful = False
+    """Whether clients have vectors of their own that outlive a round (`init_client`)."""
+
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         """Return the server's own vectors at the start, [P] each; `w` is the global model."""
         return {}
+
+    def init_client(self, run: LocalRun) -> dict[str, Tensor]:
+        """Return a client's own vectors at its first participation."""
+        return {}
+
+    def server_start(self, server: dict[str, Tensor], plan: Plan) -> None:
+        """Prepare the server's vectors for a round that is about to start."""
 
     def local_start(self, run: LocalRun) -> None:
         """Prepare a client's local training."""
@@ -41,12 +57,15 @@ class Algorithm:
     def local_grad(self, run: LocalRun) -> None:
         """Edit the gradient `run.g` in place, between backward and the optimizer step."""
 
+    def local_step(self, run: LocalRun) -> None:
+        """Act after each optimizer step; `run.steps` counts it already."""
+
     def local_end(self, run: LocalRun) -> dict[str, Tensor]:
         """Return the client's uploads, [n] each."""
         return {"delta": run.w - run.w0}
 
-    def server_update(self, server: dict[str, Tensor], aggregate: Aggregate, fraction: float) -> Tensor:
-        """Return what the server is about to add to its model, [P]. `fraction`: cohort over population, |S|/N."""
+    def server_update(self, server: dict[str, Tensor], aggregate: Aggregate) -> Tensor:
+        """Return what the server is about to add to its model, [P]."""
         return aggregate.mean["delta"]
 
 

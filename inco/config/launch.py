@@ -30,6 +30,11 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def prepare() -> None:
+    """Import what takes long."""
+    import inco.config.wiring  # noqa: F401
+
+
 def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | None) -> None:
     """Be a rank other than 0: the same rounds, no record."""
     from inco.config.wiring import assemble
@@ -46,26 +51,44 @@ def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | None
 def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Be rank 0: train, record, and return the summary. `facts`: name, group, tags and command of the run, for its record.
 
-    Raises InCoError; whatever happens, the folder holds a summary with a status, and the last checkpoint.
+    Raises InCoError. What an earlier sitting has recorded stays until this one has trained a round, or is about to start over.
     """
     from inco.record import RunLock, RunRecord, setup_log
 
     with ExitStack() as stack:
         stack.enter_context(RunLock(folder))
-        if settings["fresh"]:
-            wipe(folder)
+        done = verdict(settings, folder)
+        if done:
+            return done | {"already": True}
         log = stack.enter_context(setup_log(folder))
         record = RunRecord(folder)
-        done = record.read_summary()
-        if done and done.get("status") == "finished" and done["rounds"] >= settings["rounds"]:
-            same_run(done["settings"], settings, folder)
-            return done | {"already": True}
-        session = Session(settings, folder, facts, record, log)
+        session = Session(placed(settings, folder), folder, facts, record, log)
         try:
             return session.run()
         except BaseException as error:
             session.fail(error)
             raise
+
+
+def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Say where clients' own vectors are kept: in the run's folder, or in one of its name where the user wants them."""
+    chosen = settings["engine"]["state_dir"]
+    place = Path(chosen).absolute() / folder.name if chosen else folder / "clients"
+    return {**settings, "engine": settings["engine"] | {"state_dir": str(place)}}
+
+
+def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that is finished already; None where there is work to do.
+
+    Raises ConfigError where the folder holds a run with other settings.
+    """
+    from inco.record import RunRecord
+
+    done = None if settings["fresh"] else RunRecord(folder).read_summary()
+    if done is None:
+        return None
+    same_run(done["settings"], settings, folder)
+    return done if done["status"] == "finished" and done["rounds"] >= settings["rounds"] else None
 
 
 class Session:
@@ -77,7 +100,7 @@ class Session:
         self.settings, self.folder, self.facts, self.record, self.log = settings, folder, facts, record, log
         self.checkpoints = Checkpoints(folder)
         self.tracker = build("tracker", settings["tracker"])
-        self.began, self.before_s = time.monotonic(), 0.0
+        self.began, self.before_s, self.moved = time.monotonic(), 0.0, False
         self.warnings: list[str] = []
 
     def run(self) -> dict[str, Any]:
@@ -89,7 +112,10 @@ class Session:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads beside workers fight for cores
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to give equal bits run to run
         with local_workers(self.settings, world) as workers:
+            prepare()  # while the workers do the same
+            workers.wait_until_ready()
             return self._lead(world, str(workers.store), workers.abandon)
 
     def _lead(self, world: int, store: str | None, abandon: Callable[[BaseException], None] | None) -> dict[str, Any]:
@@ -99,6 +125,7 @@ class Session:
         ranks = Ranks.join(0, world, self.settings["engine"]["device"], store)
         try:
             run = assemble(self.settings, ranks)
+            self._take_folder()
             state = begin(run, ranks, self.settings, self._load())
             self._open(run, ranks, state)
             self._train(run, state)
@@ -109,6 +136,14 @@ class Session:
             raise
         finally:
             ranks.close()
+
+    def _take_folder(self) -> None:
+        """Make the folder this sitting's, now that all that it needs has been found."""
+        if self.settings["fresh"]:
+            wipe(self.folder)
+        (self.folder / ".hydra").mkdir(exist_ok=True)
+        for name, text in self.facts["files"].items():
+            (self.folder / ".hydra" / name).write_text(text)
 
     def _load(self) -> State | None:
         saved = self.checkpoints.load_latest()
@@ -147,10 +182,14 @@ class Session:
         with Progress(rounds, state.round) as progress:
 
             def listen(state: ServerState, metrics: Metrics) -> None:
+                self.moved = True
                 self.record.append(metrics)
                 if state.round % every == 0 or state.round == rounds:
                     self.record.sync()  # the rows of a checkpoint's rounds are on the disk before it is
+                    store = run.simulator.engine.trainer.store
+                    store.sync()
                     self.checkpoints.save(pack(run, state, self.settings, self._wall_s()))
+                    store.prune(self.checkpoints.rounds()[0])
                 self.tracker.log(metrics, state.round)
                 progress.round(metrics)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
@@ -183,7 +222,8 @@ class Session:
             code = error.exit_code if isinstance(error, InCoError) else 130 if status == "interrupted" else 1
             summary = scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
             self.tracker.finish(summary, 1)
-            self._write(summary, status)
+            if self.moved or self.record.read_summary() is None:  # else an earlier sitting's summary says more
+                self._write(summary, status)
         except (OSError, InCoError) as second:
             self.log.error("and the summary could not be written: %s", second)
 

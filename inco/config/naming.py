@@ -10,6 +10,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from inco.config.validate import typed
+
 # What may differ between two sessions of one run: nothing here changes a round's result.
 FREE = ("name", "rounds", "checkpoint_every", "fresh", "engine", "tracker", "experiment", "debug")
 _SHOWN = ("dataset", "model", "split", "algorithm", "transform")
@@ -27,10 +29,10 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain Python, without Hydra's own part and without the name."""
+    """Return a composed configuration as plain, typed Python, without Hydra's own part and without the name."""
     keys = [str(key) for key in cfg if key not in ("hydra", "name")]
     chosen = OmegaConf.masked_copy(cfg, keys)
-    return OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
+    return typed(OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False))  # type: ignore[arg-type]
 
 
 def _run_name(*, _root_: DictConfig) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import identity
 from inco.errors import ConfigError
+from inco.record import plain
 
 if TYPE_CHECKING:
     from inco.checkpoint import State
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from inco.engine import Ranks
     from inco.simulator import ServerState
 
-OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition.png", "wandb_id", "run.log")
+OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition.png", "wandb_id", "clients")
 
 
 def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State | None) -> ServerState:
@@ -24,14 +25,34 @@ def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State
     state = ranks.local_first(lambda: run.simulator.start(settings["seed"]))  # the first may fetch pretrained weights for all
     saved = ranks.share(saved)
     if saved is not None:
+        theirs, ours = saved.meta["content"], content(run, settings)
+        differ = [key for key in ours if theirs.get(key) != ours[key]]
+        if differ:
+            raise ConfigError(
+                f"{' and '.join(differ)}: not what this run began with, though its name is the same; use fresh=true or another name"
+            )
         state.round = saved.round
         vectors = saved.tensors
         run.split.params.pack({n: vectors[f"model/{n}"] for n in run.split.params.entries}, state.w)
         run.split.buffers.pack({n: vectors[f"model/{n}"] for n in run.split.buffers.entries}, state.b)
+        past = range(1, state.round + 1) if run.simulator.algorithm.stateful else ()
+        for number in past:  # which file is a client's last follows from the cohorts alone
+            run.simulator.engine.trainer.store.advance(number, run.simulator.population.cohort(number))
         for part in ("algorithm", "optimizer"):
             own = getattr(state, part)
-            own.update({name: vectors[f"{part}/{name}"].to(ranks.device) for name in own})
+            saved_names = [name for name in own if name not in run.simulator.algorithm.planned]  # those are made anew each round
+            own.update({name: vectors[f"{part}/{name}"].to(ranks.device) for name in saved_names})
     return state
+
+
+def content(run: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells the run's data apart, whatever the names of files: images, who holds them, who holds which level."""
+    capacity, clients = run.simulator.population.capacity, min(settings["num_clients"], 1000)
+    return {
+        "dataset": run.dataset.digest,
+        "partition": run.partition.digest,
+        "levels": [capacity.level(client, 1) for client in range(clients)],
+    }
 
 
 def pack(run: Assembly, state: ServerState, settings: Mapping[str, Any], wall_s: float) -> State:
@@ -41,13 +62,15 @@ def pack(run: Assembly, state: ServerState, settings: Mapping[str, Any], wall_s:
     named = run.split.params.views(state.w) | run.split.buffers.views(state.b)
     tensors = {f"model/{name}": t.cpu() for name, t in named.items()}
     for part in ("algorithm", "optimizer"):
-        tensors |= {f"{part}/{name}": t.cpu() for name, t in getattr(state, part).items()}
-    return State(state.round, tensors, {"settings": identity(settings), "wall_s": wall_s})
+        kept = {n: t for n, t in getattr(state, part).items() if n not in run.simulator.algorithm.planned}
+        tensors |= {f"{part}/{name}": t.cpu() for name, t in kept.items()}
+    meta = {"settings": identity(settings), "content": content(run, settings), "wall_s": wall_s}
+    return State(state.round, tensors, plain(meta))
 
 
 def same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on with other settings than those that made the record."""
-    theirs, ours = _flatten(saved), _flatten(identity(settings))
+    theirs, ours = _flatten(plain(saved)), _flatten(plain(identity(settings)))  # both as a record holds them
     differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
     if differ:
         lines = [f"{key}: this folder's run has {theirs.get(key)}, this command {ours.get(key)}" for key in differ]

@@ -5,79 +5,28 @@ The fields of a schema are the constructor arguments of its class; a test holds 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value must satisfy, and how to say it."""
-
-    holds: Callable[[Any], bool]
-    text: str
-
-
-def ruled(rule: Rule, default: Any = MISSING) -> Any:
-    """Return a dataclass field that carries a rule."""
-    return field(default=default, metadata={"rule": rule})
-
-
-def _number(v: Any) -> bool:
-    return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-
-
-def at_least(low: float) -> Rule:
-    return Rule(lambda v: _number(v) and v >= low, f"at least {low}")
-
-
-def above(low: float) -> Rule:
-    return Rule(lambda v: _number(v) and v > low, f"above {low}")
-
-
-def between(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Rule:
-    left, right = "(" if open_low else "[", ")" if open_high else "]"
-
-    def holds(v: Any) -> bool:
-        return _number(v) and (low < v if open_low else low <= v) and (v < high if open_high else v <= high)
-
-    return Rule(holds, f"in {left}{low}, {high}{right}")
-
-
-def one_of(*options: str) -> Rule:
-    return Rule(lambda v: v in options, "one of " + ", ".join(options))
-
-
-def many(each: Rule, most: int | None = None) -> Rule:
-    """A list whose entries all satisfy a rule."""
-    count = "a list" if most is None else f"a list of {most}"
-    return Rule(lambda v: len(v) > 0 and most in (None, len(v)) and all(each.holds(x) for x in v), f"{count}, each {each.text}")
-
-
-def null_or(rule: Rule) -> Rule:
-    return Rule(lambda v: v is None or rule.holds(v), f"null, or {rule.text}")
-
-
-def _count(v: Any) -> bool:
-    return isinstance(v, int) and not isinstance(v, bool) and v >= 1
-
-
-COUNT = Rule(_count, "a whole number of at least 1")
-WEIGHTS = Rule(lambda v: isinstance(v, bool) or (isinstance(v, str) and v != ""), "true, false or the path of a file")
-LEVELS = Rule(
-    lambda v: len(v) > 0 and all(_count(x) or (isinstance(x, list) and len(x) > 0 and all(_count(y) for y in x)) for x in v),
-    "a list with one entry a level, each a number of blocks or a list of them",
+from inco.config.rules import (
+    CHOSEN_PAIRS,
+    COUNT,
+    INTEGER_OR_AUTO,
+    LEVELS,
+    NULL_OR_BOUND,
+    NULL_OR_CLIP,
+    PAIRS,
+    WEIGHTS,
+    above,
+    at_least,
+    between,
+    many,
+    null_or,
+    one_of,
+    ruled,
 )
-PAIRS = Rule(
-    lambda v: v in ("auto", "official", "paper") or (isinstance(v, list) and all(isinstance(x, list) and len(x) == 2 for x in v)),
-    "auto, official, paper or a list of [target, reference]",
-)
-NULL_OR_BOUND = Rule(lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)")
-NULL_OR_CLIP = Rule(lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)")
-INTEGER_OR_AUTO = Rule(lambda v: v == "auto" or _count(v), "auto or a whole number of at least 1")
 
 
 @dataclass
@@ -222,6 +171,68 @@ class FedAvg:
 
 
 @dataclass
+class FedProx(FedAvg):
+    mu: float = ruled(at_least(0))
+
+
+@dataclass
+class Scaffold(FedAvg):
+    option: str = ruled(one_of("II", "I"))
+    correction: str = ruled(one_of("grad", "post_step"))
+    allow_adam: bool = MISSING
+
+
+@dataclass
+class FedNova(FedAvg):
+    tau: str = ruled(one_of("holders", "cohort"))
+    allow_adam: bool = MISSING
+
+
+@dataclass
+class Moon(FedAvg):
+    mu: float = ruled(at_least(0))
+    temperature: float = ruled(above(0))
+
+
+@dataclass
+class FedDyn:
+    alpha: float = ruled(above(0))
+
+
+@dataclass
+class ServerSGD:
+    lr: float = ruled(above(0))
+    momentum: float = ruled(between(0, 1, open_high=True))
+
+
+@dataclass
+class Adagrad:
+    lr: float = ruled(above(0))
+    beta1: float = ruled(between(0, 1, open_high=True))
+    tau: float = ruled(above(0))
+
+
+@dataclass
+class Adaptive(Adagrad):
+    beta2: float = ruled(between(0, 1, open_high=True))
+
+
+@dataclass
+class Noise:
+    scale: float = ruled(at_least(0))
+
+
+@dataclass
+class AddNoise(Noise):
+    pairs: Any = ruled(CHOSEN_PAIRS)
+
+
+@dataclass
+class Clip:
+    max_norm: float = ruled(above(0))
+
+
+@dataclass
 class Local:
     epochs: int = ruled(COUNT)
     batch_size: int = ruled(COUNT)
@@ -245,41 +256,4 @@ class SGD(Local):
 class EngineSettings:
     workers: Any = ruled(INTEGER_OR_AUTO)
     device: str = ruled(one_of("auto", "cpu", "cuda"))
-
-
-# Which schema describes the settings of which class. A class of the user's own has none: its constructor is what checks it.
-SCHEMAS: dict[str, type] = {
-    "inco.data.sources.Digits": Source,
-    "inco.data.sources.Synthetic": Synthetic,
-    "inco.data.sources.FashionMNIST": Downloadable,
-    "inco.data.sources.SVHN": Downloadable,
-    "inco.data.sources.CIFAR10": Downloadable,
-    "inco.data.folders.CINIC10": Rooted,
-    "inco.data.folders.ImageFolder": ImageFolder,
-    "inco.data.partition.IID": Empty,
-    "inco.data.partition.Dirichlet": Dirichlet,
-    "inco.data.partition.Fixed": Path,
-    "inco.data.partition.Shards": ByClass,
-    "inco.data.partition.Quantity": Quantity,
-    "inco.data.partition.Labels": ByClass,
-    "inco.server.transforms.Identity": Empty,
-    "inco.server.transforms.InCo": InCo,
-    "inco.tracker.NoTracker": Empty,
-    "inco.tracker.Wandb": Wandb,
-    "inco.capacity.FiveLevels": Empty,
-    "inco.capacity.Resampled": Resampled,
-    "inco.capacity.Fixed": FixedLevel,
-    "inco.capacity.Table": Path,
-    "inco.models.resnet.ResNetFamily": ResNetFamily,
-    "inco.models.vit.ViTFamily": ViTFamily,
-    "inco.splits.base.Whole": Empty,
-    "inco.splits.depth.Depth": Depth,
-    "inco.splits.isolated.Isolated": Isolated,
-    "inco.algorithms.fedavg.FedAvg": FedAvg,
-    "inco.local.Adam": Adam,
-    "inco.local.SGD": SGD,
-    "inco.server.optim.Average": Empty,
-    "inco.uplink.Clean": Empty,
-    "inco.diagnostics.NoDiagnostics": Empty,
-    "inco.config.schema.EngineSettings": EngineSettings,
-}
+    state_dir: str | None = MISSING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from inco.config.schema import SCHEMAS, Root
+from inco.config.cross import CROSS_RULES
+from inco.config.registry import SCHEMAS
+from inco.config.schema import Root
 from inco.config.targets import target_problem
 
 GROUPS = (
@@ -37,23 +39,49 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings as their schemas read them: `no` is false, `1` is 1.0 where a number is meant. Wrong values stay as they are."""
+    out = _typed(Root, settings)
+    for group in GROUPS:
+        node = settings.get(group)
+        schema = SCHEMAS.get(str(node.get("_target_"))) if isinstance(node, Mapping) else None
+        if schema:
+            out[group] = _typed(schema, node or {})
+    return out
+
+
+def _typed(schema: type, node: Mapping[str, Any]) -> dict[str, Any]:
+    reader, known, out = OmegaConf.structured(schema), {f.name for f in fields(schema)}, dict(node)
+    for key in known & set(out):
+        try:
+            reader[key] = out[key]
+            if not OmegaConf.is_missing(reader, key):
+                out[key] = OmegaConf.to_container(reader, throw_on_missing=False)[key]  # type: ignore[index, call-overload]
+        except OmegaConfBaseException:  # told by validate
+            continue
+    return out
+
+
 def validate(settings: Mapping[str, Any]) -> list[str]:
     """Return every problem of a configuration (plain Python), in the order of the groups. Empty: it can be built."""
     top = {key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS)}
     problems = _check("", Root, top)
-    sound = not problems
+    sound = {"": not problems}  # the groups without a problem of their own: rules across groups read checked values
     for group in GROUPS:
-        node = settings.get(group)
-        if not isinstance(node, Mapping) or "_target_" not in node:
-            problems.append(f"{group}={node!r}: choose an option of conf/{group}/")
-            continue
-        found = target_problem(group, node["_target_"])
-        schema = SCHEMAS.get(node["_target_"])
-        new = [found] if found else _check(group, schema, node) if schema else []
-        problems += new
-    if sound and not problems:  # rules across groups read checked values
-        problems += [text for rule in CROSS_RULES for text in rule(settings)]
+        found = _check_group(group, settings.get(group))
+        problems, sound[group] = problems + found, not found
+    for groups, rule in CROSS_RULES:
+        if all(sound[group] for group in groups):
+            problems += rule(settings)
     return problems
+
+
+def _check_group(group: str, node: Any) -> list[str]:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return [f"{group}={node!r}: choose an option of conf/{group}/"]
+    refused = target_problem(group, node["_target_"])
+    schema = SCHEMAS.get(node["_target_"])
+    return [refused] if refused else _check(group, schema, node) if schema else []
 
 
 def _check(group: str, schema: type, node: Mapping[str, Any]) -> list[str]:
@@ -80,85 +108,13 @@ def _check_value(place: str, typed: Any, key: str, value: Any, rule: Any) -> lis
         typed[key] = value
     except OmegaConfBaseException as error:
         expected = f"; use {rule.text}" if rule else ""
-        return [f"{place}={value}: {str(error).splitlines()[0]}{expected}"]
+        return [f"{place}={_shown(value)}: {str(error).splitlines()[0]}{expected}"]
     converted = OmegaConf.to_container(typed)[key]  # type: ignore[index, call-overload]
     if rule and not rule.holds(converted):
-        return [f"{place}={value}: must be {rule.text}"]
+        return [f"{place}={_shown(value)}: must be {rule.text}"]
     return []
 
 
-def _blocks(model: Mapping[str, Any]) -> list[int] | None:
-    """Blocks in each group of the global model, where its settings tell."""
-    if "blocks" in model:
-        return list(model["blocks"])
-    return [model["depth"]] if "depth" in model else None
-
-
-def _split_fits_model(settings: Mapping[str, Any]) -> Iterable[str]:
-    levels, most = settings["split"].get("levels"), _blocks(settings["model"])
-    if levels is None or most is None:
-        return
-    groups = "one number of blocks (split=layer)" if len(most) == 1 else f"{len(most)} numbers of blocks, one a stage (split=stage)"
-    for level in levels:
-        kept = [level] if isinstance(level, int) else list(level)
-        if len(kept) != len(most):
-            yield f"split.levels has {level}, but the model takes {groups}"
-            return
-        if any(k > m for k, m in zip(kept, most, strict=True)):
-            yield f"split.levels has {level}, but the model has only {most} blocks; list fewer, or use a deeper model"
-            return
-
-
-def _clients_for_each_level(settings: Mapping[str, Any]) -> Iterable[str]:
-    levels, clients = settings["split"].get("levels"), settings["num_clients"]
-    if levels and settings["capacity"]["_target_"] == "inco.capacity.FiveLevels" and clients < len(levels):
-        yield (
-            f"num_clients={clients}: the split has {len(levels)} sizes and capacity=five_levels gives each a group of clients; "
-            f"use num_clients={len(levels)} or more, or fewer split.levels"
-        )
-
-
-def _vit_patches(settings: Mapping[str, Any]) -> Iterable[str]:
-    model = settings["model"]
-    size, patch = model.get("image_size"), model.get("patch")
-    if size and patch and size % patch:
-        fit = max(size // patch, 1) * patch
-        yield f"model.image_size={size} with model.patch={patch}: a ViT cuts images into whole patches; use model.image_size={fit}"
-    if "heads" in model and model["dim"] % model["heads"]:
-        yield f"model.heads={model['heads']} with model.dim={model['dim']}: each head takes dim/heads channels; use a divisor of dim"
-
-
-def _widths_per_stage(settings: Mapping[str, Any]) -> Iterable[str]:
-    model = settings["model"]
-    if "widths" in model and len(model["widths"]) != len(model["blocks"]):
-        yield f"model.widths={model['widths']} with model.blocks={model['blocks']}: give one of each a stage"
-
-
-def _weights_to_fetch(settings: Mapping[str, Any]) -> Iterable[str]:
-    model = settings["model"]
-    if model.get("pretrained") is True and not model.get("timm_name"):
-        yield "model.pretrained=true: no weights are published for this model; use false, the path of a file, or model=vit_small"
-
-
-def _batch_norm_batches(settings: Mapping[str, Any]) -> Iterable[str]:
-    if "widths" in settings["model"] and settings["local"].get("batch_size") == 1:
-        yield "local.batch_size=1: BatchNorm cannot train on one example; use local.batch_size=2 or more"
-
-
-def _ablations(settings: Mapping[str, Any]) -> Iterable[str]:
-    transform = settings["transform"]
-    if transform.get("rule") == "theorem" and not (transform["normalize"] and transform["optimize"]):
-        yield "transform.rule=theorem: the ablations change norms and theta, which the theorem has not; use rule=official or algorithm1"
-    if transform.get("theta_max") is not None and not transform["optimize"]:
-        yield f"transform.theta_max={transform['theta_max']} with transform.optimize=false: theta is 1; leave theta_max=null"
-
-
-CROSS_RULES: tuple[Callable[[Mapping[str, Any]], Iterable[str]], ...] = (
-    _widths_per_stage,
-    _split_fits_model,
-    _clients_for_each_level,
-    _vit_patches,
-    _weights_to_fetch,
-    _batch_norm_batches,
-    _ablations,
-)
+def _shown(value: Any) -> str:
+    """Write a value as a user would: 1 where a number became 1.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inco.client import Trainer
+from inco.client_store import ClientStore
 from inco.config.targets import build, locate
 from inco.data.dataset import Dataset, Images
 from inco.data.partition import Partition
@@ -37,7 +38,9 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     seed = settings["seed"]
     source = build("dataset", settings["dataset"])
     source.check()
-    recipe = source.recipe(locate("model", settings["model"]["_target_"]).recipe, settings["model"]["image_size"])
+    recipe = source.recipe(
+        locate("model", settings["model"]["_target_"]).recipe, settings["model"].get("image_size")
+    )  # a user's model may have none
     family: Family = build("model", settings["model"], shape=recipe.shape, num_classes=source.num_classes)
     split: Split = build("split", settings["split"], family=family)
     levels = dict(num_clients=settings["num_clients"], num_levels=len(split.names), seed=seed)
@@ -62,12 +65,22 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         for level, sub in submodels.items()
     }
     flops = {level: float(cost.flops) for level, cost in costs.items()}
-    pool = ModelPool(local, ranks.device)
+    pool = ModelPool(local, ranks.device, max(sub.params.layout.numel for sub in submodels.values()))
     uplink = build("uplink", settings["uplink"])
-    trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed)
+    store = ClientStore(settings["engine"]["state_dir"], capacity.moving, split.params.numel, split.buffers.numel)
+    trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed, store)
     evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed)
     engine = Engine(
-        ranks, trainer, evaluator, split.params, split.buffers, algorithm.uploads, algorithm.weighting, population.cohort_size, flops
+        ranks,
+        trainer,
+        evaluator,
+        split.params,
+        split.buffers,
+        algorithm.uploads,
+        algorithm.weighting,
+        capacity.sizes(),
+        population.cohort_size,
+        flops,
     )
     server, diagnostics = build("server", settings["server"]), build("diagnostics", settings["diagnostics"])
     simulator = Simulator(

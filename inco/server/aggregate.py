@@ -21,6 +21,7 @@ from inco.types import Aggregate, ClientResult, ClientRow, ClientTask, SubModel,
 PARAM_STEPS = 2.0**40
 BUFFER_STEPS = 2.0**32
 _SUM_LIMIT = 2.0**62
+_NOBODY = 1e-9  # what a weight of zero is divided by, and stays zero
 _CHUNK = 32_768  # elements worked on at once; stays in a core's cache
 
 
@@ -74,13 +75,27 @@ class RoundSums:
 class Cohort:
     """Who takes part in a round, with which weight: everything about the averages that needs no communication.
 
-    `tasks` in cohort order; `submodels` by level, for this round.
+    `tasks` in cohort order, with the local `steps` of each; `submodels` by level, for this round; `uploads`: their weighting by name;
+    `buffers`: that of buffers; `population`: how many clients of the population hold each level; `momentum`: of the local optimizer;
+    `num_params`, `num_buffers`: P and B; `device`: where the server's vectors are.
     """
 
     def __init__(
-        self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel], uploads: Mapping[str, Weighting], buffers: Weighting
+        self,
+        tasks: Sequence[ClientTask],
+        steps: Sequence[int],
+        submodels: Mapping[int, SubModel],
+        uploads: Mapping[str, Weighting],
+        buffers: Weighting,
+        population: Mapping[int, float],
+        momentum: float,
+        num_params: int,
+        num_buffers: int,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.tasks, self.submodels, self.uploads, self.buffer_weighting = tasks, submodels, uploads, buffers
+        self.tasks, self.steps, self.submodels, self.uploads, self.buffer_weighting = tasks, tuple(steps), submodels, uploads, buffers
+        self.population, self.momentum, self.sizes, self.device = population, momentum, (num_params, num_buffers), device
+        self.examples = tuple(len(t.examples) for t in tasks)
         self.totals = {w: sum(self.weight(t, w) for t in tasks) for w in {*uploads.values(), buffers}}
 
     @staticmethod
@@ -96,27 +111,50 @@ class Cohort:
         """Return a client's part of the mean of each upload."""
         return {name: self.share(task, weighting) for name, weighting in self.uploads.items()}
 
-    def coverage(self, weighting: Weighting, size: int, part: str, device: torch.device | str) -> Tensor:
-        """Return the summed weight of the holders of each coordinate, float64 [size]; `part` is "params" or "buffers"."""
+    def coverage(self, weighting: Weighting, part: str = "params") -> Tensor:
+        """Return the summed weight of the holders of each coordinate, float64 [P], or [B] where `part` is "buffers"."""
         levels: Counter[int] = Counter()
         for task in self.tasks:
             levels[task.level] += self.weight(task, weighting)
-        held = torch.zeros(size, dtype=torch.float64, device=device)
+        return self._spread(levels, part)
+
+    def _spread(self, levels: Mapping[int, float], part: str = "params") -> Tensor:
+        """Return, for each coordinate, the sum of a number a level over the levels that hold it, float64."""
+        held = torch.zeros(self.sizes[part == "buffers"], dtype=torch.float64, device=self.device)
         for level in sorted(levels):
             getattr(self.submodels[level], part).add(held, levels[level])
         return held
 
+    def mean(self, numbers: Sequence[float], weighting: Weighting) -> Tensor:
+        """Return the weighted mean of a number a client over the holders of each coordinate, float32 [P]; 0 where there are none."""
+        sums: Counter[int] = Counter()
+        for task, number in zip(self.tasks, numbers, strict=True):
+            sums[task.level] += self.weight(task, weighting) * number  # type: ignore[assignment]
+        return self._spread(sums).div_(self.coverage(weighting).clamp_(min=_NOBODY)).float()
+
+    def participation(self) -> Tensor:
+        """Return |S_p| / N_p: of each coordinate's holders in the population, the share that takes part, float32 [P]."""
+        everybody = self._spread({level: n for level, n in self.population.items() if level in self.submodels})
+        return self.coverage("uniform").div_(everybody.clamp_(min=_NOBODY)).float()
+
     def average(self, sums: RoundSums) -> Aggregate:
         """Turn reduced sums into means over the holders; coordinates that nobody holds get zero."""
-        size, device = len(next(iter(sums.vectors.values()))), sums.total.device
-        coverage = {w: self.coverage(w, size, "params", device) for w in set(self.uploads.values())}
-        held = self.coverage(self.buffer_weighting, len(sums.buffers), "buffers", device)
+        means: dict[str, Tensor] = {}
+        covered = torch.empty(0)
+        for weighting in sorted(set(self.uploads.values())):  # one coverage at a time: it is as large as the model
+            coverage = self.coverage(weighting)
+            covered = coverage > 0
+            scale = self.totals[weighting] / PARAM_STEPS
+            means |= {n: _mean(sums.vectors[n], coverage, scale) for n, w in self.uploads.items() if w == weighting}
+            del coverage
+        held = self.coverage(self.buffer_weighting, "buffers")
         return Aggregate(
-            mean={n: _mean(sums.vectors[n], coverage[w], self.totals[w] / PARAM_STEPS) for n, w in self.uploads.items()},
-            covered=next(iter(coverage.values())) > 0,
+            mean=means,
+            covered=covered,
             buffers=_mean(sums.buffers, held, self.totals[self.buffer_weighting] / BUFFER_STEPS),
             buffers_covered=held > 0,
             clients=self._rows(sums),
+            participation=self.participation,
         )
 
     def _rows(self, sums: RoundSums) -> tuple[ClientRow, ...]:

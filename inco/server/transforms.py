@@ -24,8 +24,8 @@ class Transform(Protocol):
     def bind(self, layout: Layout, model_pairs: ModelPairs) -> Transform:
         """Complete the transform with the global model; once, before the first round."""
 
-    def __call__(self, update: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the transformed update [P], which leaves `update` as it was, and the round's metrics."""
+    def __call__(self, update: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
+        """Return the transformed update [P], which leaves `update` as it was, and the round's metrics; draw from `generator` alone."""
 
 
 class Identity:
@@ -34,7 +34,7 @@ class Identity:
     def bind(self, layout: Layout, model_pairs: ModelPairs) -> Identity:
         return self
 
-    def __call__(self, update: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, update: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
         return update, {}
 
 
@@ -77,7 +77,7 @@ class InCo:
         return bound
 
     @torch.no_grad()
-    def __call__(self, update: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, update: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
         if self.layout is None:
             raise RuntimeError("InCo is not bound to a model; use transform = transform.bind(layout, model_pairs) first")
         if not self.pairs:

@@ -1,0 +1,130 @@
+"""Rules across groups: combinations that cannot work, told before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+
+def _blocks(model: Mapping[str, Any]) -> list[int] | None:
+    """Blocks in each group of the global model, where its settings tell."""
+    if "blocks" in model:
+        return list(model["blocks"])
+    return [model["depth"]] if "depth" in model else None
+
+
+def _split_fits_model(settings: Settings) -> Iterable[str]:
+    levels, most = settings["split"].get("levels"), _blocks(settings["model"])
+    if levels is None or most is None:
+        return
+    groups = "one number of blocks (split=layer)" if len(most) == 1 else f"{len(most)} numbers of blocks, one a stage (split=stage)"
+    for level in levels:
+        kept = [level] if isinstance(level, int) else list(level)
+        if len(kept) != len(most):
+            yield f"split.levels has {level}, but the model takes {groups}"
+            return
+        if any(k > m for k, m in zip(kept, most, strict=True)):
+            yield f"split.levels has {level}, but the model has only {most} blocks; list fewer, or use a deeper model"
+            return
+
+
+def _clients_for_each_level(settings: Settings) -> Iterable[str]:
+    levels, clients = settings["split"].get("levels"), settings["num_clients"]
+    if levels and settings["capacity"]["_target_"] == "inco.capacity.FiveLevels" and clients < len(levels):
+        yield (
+            f"num_clients={clients}: the split has {len(levels)} sizes and capacity=five_levels gives each a group of clients; "
+            f"use num_clients={len(levels)} or more, or fewer split.levels"
+        )
+
+
+def _vit_patches(settings: Settings) -> Iterable[str]:
+    model = settings["model"]
+    size, patch = model.get("image_size"), model.get("patch")
+    if size and patch and size % patch:
+        fit = max(size // patch, 1) * patch
+        yield f"model.image_size={size} with model.patch={patch}: a ViT cuts images into whole patches; use model.image_size={fit}"
+    if "heads" in model and model["dim"] % model["heads"]:
+        yield f"model.heads={model['heads']} with model.dim={model['dim']}: each head takes dim/heads channels; use a divisor of dim"
+
+
+def _widths_per_stage(settings: Settings) -> Iterable[str]:
+    model = settings["model"]
+    if "widths" in model and len(model["widths"]) != len(model["blocks"]):
+        yield f"model.widths={model['widths']} with model.blocks={model['blocks']}: give one of each a stage"
+
+
+def _weights_to_fetch(settings: Settings) -> Iterable[str]:
+    model = settings["model"]
+    if model.get("pretrained") is True and not model.get("timm_name"):
+        yield "model.pretrained=true: no weights are published for this model; use false, the path of a file, or model=vit_small"
+
+
+def _batch_norm_batches(settings: Settings) -> Iterable[str]:
+    norm = settings["model"]["_target_"] == "inco.models.resnet.ResNetFamily"
+    if norm and settings["local"].get("batch_size") == 1:
+        yield "local.batch_size=1: BatchNorm cannot train on one example; use local.batch_size=2 or more"
+
+
+def _ablations(settings: Settings) -> Iterable[str]:
+    transform = settings["transform"]
+    if transform.get("rule") == "theorem" and not (transform["normalize"] and transform["optimize"]):
+        yield "transform.rule=theorem: the ablations change norms and theta, which the theorem has not; use rule=official or algorithm1"
+    if transform.get("theta_max") is not None and not transform["optimize"]:
+        yield f"transform.theta_max={transform['theta_max']} with transform.optimize=false: theta is 1; leave theta_max=null"
+
+
+def _files(settings: Settings) -> Iterable[str]:
+    for group, key in (("partition", "path"), ("capacity", "path")):
+        path = settings[group].get(key)
+        if path and not Path(path).is_file():
+            yield f"{group}.{key}={path}: no such file"
+    weights = settings["model"].get("pretrained")
+    if isinstance(weights, str) and not Path(weights).is_file():
+        yield f"model.pretrained={weights}: no such file; use true (published weights), false, or the path of a file"
+
+
+def _synthetic(settings: Settings) -> Iterable[str]:
+    dataset = settings["dataset"]
+    if dataset["_target_"] != "inco.data.sources.Synthetic":
+        return
+    if dataset["shape"][1] != dataset["shape"][2]:
+        yield f"dataset.shape={dataset['shape']}: images are square; use [channels, side, side]"
+    for key in ("num_train", "num_test"):
+        if dataset[key] < dataset["num_classes"]:
+            yield f"dataset.{key}={dataset[key]}: less than one image for each of dataset.num_classes={dataset['num_classes']}"
+
+
+def _plain_sgd(settings: Settings) -> Iterable[str]:
+    """Methods whose arithmetic assumes that a local step is lr times a gradient, or a number of steps."""
+    algorithm, local = settings["algorithm"], settings["local"]
+    if algorithm.get("allow_adam") is not False:
+        return
+    adam, momentum = "betas" in local, local.get("momentum", 0.0)
+    if algorithm["_target_"].endswith(".Scaffold") and algorithm["option"] == "II" and (adam or momentum):
+        what = "local=adam" if adam else f"local.momentum={momentum}"
+        yield (
+            f"algorithm=scaffold with {what}: option II reads a gradient off the distance trained, as plain SGD allows; use "
+            "local=sgd local.momentum=0, or algorithm.option=I, or algorithm.allow_adam=true to take the mean step (as the InCo paper)"
+        )
+    if algorithm["_target_"].endswith(".FedNova") and adam:
+        yield (
+            "algorithm=fednova with local=adam: the normaliser a_i is defined for SGD; use local=sgd, or algorithm.allow_adam=true to "
+            "count local steps instead (as the InCo paper)"
+        )
+
+
+CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], ...] = (
+    (("model",), _widths_per_stage),
+    (("split", "model"), _split_fits_model),
+    (("", "split", "capacity"), _clients_for_each_level),
+    (("model",), _vit_patches),
+    (("model",), _weights_to_fetch),
+    (("model", "local"), _batch_norm_batches),
+    (("transform",), _ablations),
+    (("partition", "capacity", "model"), _files),
+    (("dataset",), _synthetic),
+    (("algorithm", "local"), _plain_sgd),
+)

@@ -1,0 +1,195 @@
+"""Check a whole command line before anything runs: every override, every point of a sweep, every folder."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from inco.config.naming import plain
+from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
+from inco.errors import ConfigError, StorageError
+
+
+@dataclass(frozen=True)
+class Point:
+    """One job of a command line: its overrides and the folder that its record goes to."""
+
+    overrides: tuple[str, ...]
+    folder: Path
+
+
+def check(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
+    """Compose and validate every point of a command line. Returns the points and whether they are a sweep.
+
+    None where it asks for help or for another configuration. Raises ConfigError with all problems, StorageError for a folder.
+    """
+    args = get_args_parser().parse_args(list(argv))
+    asks = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion, args.experimental_rerun)
+    if any(asks) or args.config_name or args.config_path:
+        return None
+    try:
+        overrides = OverridesParser.create().parse_overrides(args.overrides)
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    problems = dict.fromkeys(_misplaced(overrides, args.multirun))  # in order, each once
+    extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
+    points: list[Point] = []
+    with initialize_config_dir(config_dir=str(conf), version_base="1.3", job_name="run"):
+        for point in _expand(overrides) if not problems else []:
+            try:
+                points.append(_compose(conf, extra, point))
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+    if len({point.folder for point in points}) < len(points):
+        problems["two points of the sweep have one folder; leave `name` out, or sweep over what differs"] = None
+    if problems:
+        raise ConfigError(list(problems))
+    for folder in [point.folder for point in points]:
+        _check_writable(folder)
+    return points, args.multirun
+
+
+def _misplaced(overrides: Sequence[Override], multirun: bool) -> list[str]:
+    """Name what Hydra would take in another sense than the user's."""
+    found = []
+    for override in overrides:
+        if override.is_sweep_override() and not multirun:
+            found.append(f"{override.input_line}: several values make a sweep; add -m")
+        if multirun and override.key_or_group == "hydra.run.dir":
+            found.append(f"{override.input_line}: a sweep makes a folder for each job; use hydra.sweep.dir, or leave it out")
+        if override.key_or_group == "hydra.job.chdir" and override.value():
+            found.append(f"{override.input_line}: relative paths would change their meaning; leave it out")
+    return found
+
+
+def _check_writable(folder: Path) -> None:
+    """Say so before anything is made, if the run's folder cannot be."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"hydra.run.dir={folder}: cannot write below {place}; choose another folder, or change its permissions")
+
+
+def _expand(overrides: Sequence[Override]) -> list[list[Override]]:
+    """Return the points of a sweep, as Hydra's own sweeper makes them. Ranges that only an optimising sweeper draws from are left out."""
+    parser, choices = OverridesParser.create(), []
+    for override in overrides:
+        if not override.is_sweep_override():
+            choices.append([override])
+        elif override.is_discrete_sweep():
+            lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            choices.append(parser.parse_overrides(lines))
+    return [list(point) for point in itertools.product(*choices)]
+
+
+def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Point:
+    """Compose one point and raise ConfigError with all its problems."""
+    groups, values, problems = _sort_out(extra, overrides)
+    base = _try_compose(extra + [str(o.input_line) for o in groups])
+    keep = list(groups)
+    for override in values:
+        problem = _unknown(conf, base, override)
+        if problem:
+            problems.append(problem)
+        else:
+            keep.append(override)
+    try:
+        cfg = _try_compose(extra + [str(o.input_line) for o in keep])
+        problems += validate(plain(cfg))
+        HydraConfig.instance().set_config(cfg)
+        problems += _name_problems(cfg.name)
+        folder = Path("" if problems else _folder(cfg, overrides))
+    except (ConfigError, OmegaConfBaseException) as error:
+        problems += error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
+    if problems:
+        raise ConfigError(problems)
+    return Point(tuple(str(o.input_line) for o in overrides if not _is_hydra(o)), folder)
+
+
+def _name_problems(name: Any) -> list[str]:
+    good = isinstance(name, str) and re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name != "wandb"
+    return [] if good else [f"name={name}: it names a folder below outputs/; use letters, digits, - and _, and not wandb"]
+
+
+def _folder(cfg: DictConfig, overrides: Sequence[Override]) -> str:
+    if any(o.key_or_group == "hydra.run.dir" for o in overrides):
+        return str(cfg.hydra.run.dir)
+    return os.path.join(str(cfg.hydra.sweep.dir), str(cfg.name))
+
+
+def _try_compose(lines: list[str]) -> DictConfig:
+    try:
+        return compose("config", overrides=lines, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split("\n")[:2])) from error
+
+
+def _is_hydra(override: Override) -> bool:
+    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
+
+
+def _sort_out(extra: list[str], overrides: Sequence[Override]) -> tuple[list[Override], list[Override], list[str]]:
+    """Tell choices of options from values, and name options that do not exist."""
+    loader = GlobalHydra.instance().config_loader()
+    groups: list[Override] = []
+    values: list[Override] = []
+    problems: list[str] = []
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if _is_hydra(override):
+            groups.append(override)
+        elif key in (*GROUPS, *OVERLAYS) and (value is None or isinstance(value, str | int | float)):
+            options = loader.get_group_options(key, config_name="config", overrides=extra)
+            if value is None:
+                problems.append(f"{key}=null: leave it out, or choose one of {', '.join(options)}")
+            elif str(value) in options:
+                groups.append(override)
+            else:
+                problems.append(f"{key}={value}: no such option{did_you_mean(str(value), options)} (there are {', '.join(options)})")
+        else:
+            (groups if key in (*GROUPS, *OVERLAYS) else values).append(override)
+    return groups, values, problems
+
+
+def _unknown(conf: Path, base: DictConfig, override: Override) -> str | None:
+    """Say so where nothing reads a key."""
+    key = override.key_or_group
+    if override.type == OverrideType.DEL or _exists(base, key):
+        return None
+    group, _, rest = key.partition(".")
+    elsewhere = [p.stem for p in sorted((conf / group).glob("*.yaml")) if rest and re.search(rf"^{re.escape(rest)}:", p.read_text(), re.M)]
+    if elsewhere:
+        return f"{override.input_line}: the chosen {group} has no such setting; {', '.join(f'{group}={e}' for e in elsewhere)} has"
+    known = [*(k for k in _flat_keys(plain(base)) if not k.endswith("_target_")), "name", *GROUPS, *OVERLAYS]
+    return f"{override.input_line}: no such setting{did_you_mean(key, known) or did_you_mean(key.split('.')[-1], known)}"
+
+
+def _exists(cfg: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not OmegaConf.is_dict(cfg) or part not in cfg.keys():  # noqa: SIM118  # `in cfg` passes over "???"
+            return False
+        cfg = cfg._get_node(part)
+    return True
+
+
+def _flat_keys(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in tree.items():
+        found += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
+    return found
