@@ -59,6 +59,11 @@ def test_moons_first_participation_has_no_term() -> None:
     assert not torch.equal(first.w, second.w)
 
 
+@pytest.mark.parametrize("family", [TINY, TINY_VIT], ids=["resnet", "vit"])
+def test_moon_with_a_projection_head(family: tuple[str, ...]) -> None:
+    check_run(*family, "algorithm=moon", "model.projection_head=mlp", "transform=inco")
+
+
 def test_server_sgd_with_rate_one_is_average() -> None:
     same((), ("server=sgd",))
 

@@ -141,6 +141,7 @@ class ResNetFamily:
     stem: str = ruled(one_of("imagenet", "small"))
     image_size: int | None = ruled(null_or(COUNT))
     pretrained: Any = ruled(WEIGHTS)
+    projection_head: str = ruled(one_of("none", "mlp"))
 
 
 @dataclass
@@ -153,6 +154,7 @@ class ViTFamily:
     mlp_ratio: float = ruled(above(0))
     pretrained: Any = ruled(WEIGHTS)
     timm_name: str | None = MISSING
+    projection_head: str = ruled(one_of("none", "mlp"))
 
 
 @dataclass

@@ -73,6 +73,33 @@ def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None)
     return list(keep)
 
 
+PROJECTED = 256  # features behind a projection head
+
+
+def projection(size: int, head: str) -> tuple[nn.Module, int]:
+    """Return what stands between a model's features and its classifier, and the size of what the classifier sees.
+
+    "none": nothing; "mlp": MOON's projection head, Linear(size, size), ReLU, Linear(size, 256) (Li et al., CVPR 2021).
+    """
+    if head not in ("none", "mlp"):
+        raise ConfigError(f"model.projection_head={head}: must be none or mlp")
+    if head == "none":
+        return nn.Identity(), size
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, PROJECTED)), PROJECTED
+
+
+def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:
+    """Name the channel groups of a classifier and of the projection head before it."""
+    out: dict[str, Axes] = {}
+    seen = features
+    if head == "mlp":
+        out["projection.0.weight"], out["projection.0.bias"] = ("projection.0", features), ("projection.0",)
+        out["projection.2.weight"], out["projection.2.bias"] = ("projection", "projection.0"), ("projection",)
+        seen = "projection"
+    out[f"{classifier}.weight"], out[f"{classifier}.bias"] = ("classes", seen), ("classes",)
+    return out
+
+
 def fresh(family: Family, seed: int, keep: Sequence[int] | None = None) -> nn.Module:
     """Build a model whose initial weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
@@ -81,9 +108,11 @@ def fresh(family: Family, seed: int, keep: Sequence[int] | None = None) -> nn.Mo
 
 
 def copy_matching(model: nn.Module, tensors: Mapping[str, Tensor], source: str, head: str) -> None:
-    """Copy pretrained tensors into `model`. The classifier (`head`) stays fresh where its shape differs; all else must fit."""
+    """Copy pretrained tensors into `model`. The classifier (`head`) stays fresh where its shape differs, and so does a projection head
+    that `tensors` lack; all else must fit.
+    """
     state = model.state_dict()
-    wrong = [n for n, t in state.items() if not n.startswith(head) and (n not in tensors or tensors[n].shape != t.shape)]
+    wrong = [n for n, t in state.items() if not n.startswith((head, "projection.")) and (n not in tensors or tensors[n].shape != t.shape)]
     if wrong:
         raise DataError(
             f"model.pretrained={source}: {len(wrong)} of {len(state)} tensors are missing or of another shape "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inco.errors import ConfigError
 from inco.flat import Axes
-from inco.models.base import check_keep, copy_matching, read_weights
+from inco.models.base import check_keep, copy_matching, head_axes, projection, read_weights
 from inco.types import Output, Pair
 
 
@@ -39,7 +39,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, stages `layer1`, `layer2`, ... and a linear classifier: [m, channels, h, w] -> Output."""
 
-    def __init__(self, blocks: Sequence[int], widths: Sequence[int], stem: str, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, blocks: Sequence[int], widths: Sequence[int], stem: str, channels: int, num_classes: int, projection_head: str = "none"
+    ) -> None:
         super().__init__()
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(channels, widths[0], 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
@@ -53,7 +55,8 @@ class ResNet(nn.Module):
             self.add_module(f"layer{s}", stage)
             self.stages.append(f"layer{s}")
             into = out
-        self.fc = nn.Linear(into, num_classes)
+        self.projection, seen = projection(into, projection_head)
+        self.fc = nn.Linear(seen, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -62,16 +65,16 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
-        features = x.mean((2, 3))
+        features = self.projection(x.mean((2, 3)))
         return Output(self.fc(features), features)
 
 
 class ResNetFamily:
     """A global ResNet and its relatives with fewer blocks a stage.
 
-    `blocks`, `widths`: blocks and channels of each stage of the global model; `stem`: "imagenet" (7x7 stride 2 and
-    max-pooling, the paper's, kept even at 32x32) or "small" (3x3 stride 1); `image_size`: side in pixels that images are
-    resized to (None: the dataset's usual one; any size fits the model); `pretrained`: false or a file of weights;
+    `blocks`, `widths`: blocks and channels of each stage of the global model; `stem`: "imagenet" (7x7 stride 2 and max-pooling, the
+    paper's, kept even at 32x32) or "small" (3x3 stride 1); `image_size`: side in pixels that images are resized to (None: the dataset's
+    usual one; any size fits the model); `pretrained`: false or a file of weights; `projection_head`: none or mlp (MOON's);
     `shape`: [C, H, W] of an image; `num_classes`.
     """
 
@@ -85,6 +88,7 @@ class ResNetFamily:
         stem: str = "imagenet",
         image_size: int | None = None,
         pretrained: bool | str = False,
+        projection_head: str = "none",
         *,
         shape: tuple[int, int, int],
         num_classes: int,
@@ -97,12 +101,12 @@ class ResNetFamily:
             raise ConfigError("model.pretrained=true: no weights are published for this ResNet; use false or a path to a file")
         self.blocks = {f"layer{s}": depth for s, depth in enumerate(blocks, start=1)}
         self.widths, self.stem, self.image_size, self.pretrained = list(widths), stem, image_size, pretrained
-        self.channels, self.num_classes = shape[0], num_classes
+        self.channels, self.num_classes, self.projection_head = shape[0], num_classes, projection_head
         self.name = self.level_name(list(blocks))
 
     def build(self, keep: Sequence[int] | None = None) -> nn.Module:
         kept = check_keep(self.name, self.blocks, keep)
-        return ResNet(kept, self.widths, self.stem, self.channels, self.num_classes)
+        return ResNet(kept, self.widths, self.stem, self.channels, self.num_classes, self.projection_head)
 
     def level_name(self, keep: Sequence[int]) -> str:
         return f"resnet{2 + 2 * sum(keep)}"
@@ -131,8 +135,7 @@ class ResNetFamily:
                     _conv(out, f"{block}.downsample.0", stream, into)
                     _norm(out, f"{block}.downsample.1", stream)
             into = stream
-        out["fc.weight"], out["fc.bias"] = ("classes", into), ("classes",)
-        return out
+        return out | head_axes("fc", into, self.projection_head)
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
         """One tap a stage: its last block's output."""

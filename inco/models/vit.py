@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from timm.models.vision_transformer import VisionTransformer
@@ -15,15 +16,21 @@ from torch import Tensor, nn
 
 from inco.errors import ConfigError, DataError
 from inco.flat import Axes
-from inco.models.base import check_keep, copy_matching, read_weights
+from inco.models.base import check_keep, copy_matching, head_axes, projection, read_weights
 from inco.types import Output, Pair
 
 
 class ViT(VisionTransformer):
     """timm's VisionTransformer that also returns what the classifier sees: [m, C, S, S] -> Output."""
 
+    def __init__(self, projection_head: str, num_classes: int, **settings: Any) -> None:
+        super().__init__(num_classes=num_classes, **settings)
+        self.projection, seen = projection(self.embed_dim, projection_head)
+        if projection_head != "none":
+            self.head = nn.Linear(seen, num_classes)
+
     def forward(self, x: Tensor) -> Output:  # type: ignore[override]  # what the house asks of a model
-        features = self.forward_head(self.forward_features(x), pre_logits=True)
+        features = self.projection(self.forward_head(self.forward_features(x), pre_logits=True))
         return Output(self.head(features), features)
 
 
@@ -31,7 +38,8 @@ class ViTFamily:
     """A global ViT and its relatives with fewer blocks.
 
     `depth`: blocks of the global model; `dim`, `heads`, `patch`, `mlp_ratio` as in the paper; `image_size`: side in pixels that
-    images are resized to; `pretrained`: true (timm's weights called `timm_name`), a file, or false.
+    images are resized to; `pretrained`: true (timm's weights called `timm_name`), a file, or false;
+    `projection_head`: none or mlp (MOON's).
     """
 
     recipe = "vit"
@@ -47,6 +55,7 @@ class ViTFamily:
         mlp_ratio: float = 4.0,
         pretrained: bool | str = False,
         timm_name: str | None = None,
+        projection_head: str = "none",
         *,
         shape: tuple[int, int, int],
         num_classes: int,
@@ -63,12 +72,13 @@ class ViTFamily:
         self.blocks = {"blocks": depth}
         self.dim, self.heads, self.patch, self.image_size, self.mlp_ratio = dim, heads, patch, image_size, mlp_ratio
         self.pretrained, self.timm_name = pretrained, timm_name
-        self.channels, self.num_classes = shape[0], num_classes
+        self.channels, self.num_classes, self.projection_head = shape[0], num_classes, projection_head
         self.name = self.level_name([depth])
 
     def build(self, keep: Sequence[int] | None = None) -> nn.Module:
         (depth,) = check_keep(self.name, self.blocks, keep)
         return ViT(
+            self.projection_head,
             img_size=self.image_size,
             patch_size=self.patch,
             in_chans=self.channels,
@@ -106,8 +116,7 @@ class ViTFamily:
             _linear(out, f"{block}.mlp.fc1", f"{block}.mlp", "embed")
             _linear(out, f"{block}.mlp.fc2", "embed", f"{block}.mlp")
         _norm(out, "norm")
-        _linear(out, "head", "classes", "embed")
-        return out
+        return out | head_axes("head", "embed", self.projection_head)
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
         """One tap a block: its output, [m, tokens, dim]."""
