@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from inco.errors import ConfigError
 from inco.types import Aggregate, LocalRun, Output, Plan, Weighting
 
 
@@ -20,6 +21,8 @@ class Algorithm:
     """
 
     def __init__(self, weighting: Weighting = "examples") -> None:
+        if weighting not in ("examples", "uniform"):
+            raise ConfigError(f"algorithm.weighting={weighting}: must be examples or uniform")
         self.weighting: Weighting = weighting
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -47,8 +48,10 @@ def build(group: str, node: Mapping[str, Any], **wiring: Any) -> Any:
     made = locate(group, node["_target_"])
     settings = {key: value for key, value in node.items() if key != "_target_"}
     try:
-        return made(**settings, **wiring)
+        inspect.signature(made).bind(**settings, **wiring)
     except TypeError as error:
         raise ConfigError(f"{group}: {made.__name__} does not take these settings ({error}); see conf/{group}/") from error
+    try:
+        return made(**settings, **wiring)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -69,7 +69,9 @@ def validate(settings: Mapping[str, Any]) -> list[str]:
     sound = {"": not problems}  # the groups without a problem of their own: rules across groups read checked values
     for group in GROUPS:
         found = _check_group(group, settings.get(group))
-        problems, sound[group] = problems + found, not found
+        node = settings.get(group)
+        ours = isinstance(node, Mapping) and node.get("_target_") in SCHEMAS  # of a user's own class nothing is known
+        problems, sound[group] = problems + found, ours and not found
     for groups, rule in CROSS_RULES:
         if all(sound[group] for group in groups):
             problems += rule(settings)

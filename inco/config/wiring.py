@@ -67,7 +67,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     flops = {level: float(cost.flops) for level, cost in costs.items()}
     pool = ModelPool(local, ranks.device, max(sub.params.layout.numel for sub in submodels.values()))
     uplink = build("uplink", settings["uplink"])
-    store = ClientStore(settings["engine"]["state_dir"], capacity.moving, split.params.numel, split.buffers.numel)
+    store = ClientStore(settings["engine"]["state_dir"], capacity.moving or split.moving, split.params.numel, split.buffers.numel)
     trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed, store)
     evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed)
     engine = Engine(

@@ -16,8 +16,11 @@ from inco.types import Pair, SubModel
 class Split(Protocol):
     """A way to give each level of clients a part of the server's vectors.
 
-    `names`: short names of the levels, smallest first; `params`, `buffers`: layouts of the server's vectors, [P] and [B].
+    `names`: short names of the levels, smallest first; `params`, `buffers`: layouts of the server's vectors, [P] and [B];
+    `moving`: whether what a level holds changes from round to round.
     """
+
+    moving: bool
 
     names: tuple[str, ...]
     params: Layout
@@ -38,6 +41,8 @@ class Split(Protocol):
 
 class BlockSplit:
     """A global model and its relatives that keep the first blocks of each group. `levels`: blocks kept, smallest first."""
+
+    moving = False
 
     def __init__(self, family: Family, levels: Sequence[Sequence[int]]) -> None:
         self.family = family

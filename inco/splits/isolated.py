@@ -21,6 +21,8 @@ class Isolated:
     `levels`: as for the stage and layer splits; null takes the paper's five sizes of the model.
     """
 
+    moving = False
+
     def __init__(self, levels: Sequence[Sequence[int] | int] | None = None, *, family: Family) -> None:
         table = [[k] if isinstance(k, int) else list(k) for k in (family.depth_levels() if levels is None else levels)]
         self.family, self._table = family, table
