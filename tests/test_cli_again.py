@@ -39,6 +39,9 @@ def test_a_run_that_cannot_start_leaves_the_former_one_whole(type_command, tmp_p
     assert refused.returncode == 2 and "seed" in refused.stderr
     missing = type_command("name=kept", "fresh=true", "dataset=cifar10", "dataset.root=nowhere", "tracker=none", "engine.workers=1")
     assert missing.returncode == 3
+    (tmp_path / "weights.pt").write_bytes(b"not weights")
+    unusable = type_command(*SMALL, "name=kept", "fresh=true", "model.pretrained=weights.pt")
+    assert unusable.returncode == 3 and "weights.pt" in unusable.stderr
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.log"} == before
 
 

@@ -125,8 +125,9 @@ class Session:
         ranks = Ranks.join(0, world, self.settings["engine"]["device"], store)
         try:
             run = assemble(self.settings, ranks)
-            self._take_folder()
-            state = begin(run, ranks, self.settings, self._load())
+            saved = self._saved()
+            state = begin(run, ranks, self.settings, saved)
+            self._take_folder(state.round)
             self._open(run, ranks, state)
             self._train(run, state)
             return self._finish(run, ranks, state)
@@ -137,24 +138,25 @@ class Session:
         finally:
             ranks.close()
 
-    def _take_folder(self) -> None:
-        """Make the folder this sitting's, now that all that it needs has been found."""
+    def _saved(self) -> State | None:
+        """Return this run's last checkpoint, unless it is to start over."""
         if self.settings["fresh"]:
-            wipe(self.folder)
+            return None
+        saved = self.checkpoints.load_latest()
+        self._warn(*self.checkpoints.warnings)
+        if saved is not None:
+            same_run(saved.meta["settings"], self.settings, self.folder)
+            self.before_s = saved.meta["wall_s"]
+        return saved
+
+    def _take_folder(self, round: int) -> None:
+        """Make the folder this sitting's, now that all that it needs has been found: drop what is not of rounds up to `round`."""
+        if self.settings["fresh"]:
+            wipe(self.folder, Path(self.settings["engine"]["state_dir"]))
+        self.record.rewind(round)
         (self.folder / ".hydra").mkdir(exist_ok=True)
         for name, text in self.facts["files"].items():
             (self.folder / ".hydra" / name).write_text(text)
-
-    def _load(self) -> State | None:
-        saved = self.checkpoints.load_latest()
-        self._warn(*self.checkpoints.warnings)
-        if saved is None:
-            self.record.rewind(0)
-            return None
-        same_run(saved.meta["settings"], self.settings, self.folder)
-        self.record.rewind(saved.round)
-        self.before_s = saved.meta["wall_s"]
-        return saved
 
     def _open(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         from inco.data.picture import draw_partition

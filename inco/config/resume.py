@@ -84,10 +84,9 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def wipe(folder: Path) -> None:
-    """Remove what a former run has recorded here, and nothing else."""
-    for name in OURS:
-        path = folder / name
+def wipe(folder: Path, state_dir: Path) -> None:
+    """Remove what a former run has recorded here, and the clients' vectors in its own `state_dir`, and nothing else."""
+    for path in [*(folder / name for name in OURS), state_dir]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
