@@ -102,12 +102,12 @@ def test_noise_and_clipping(more: str) -> None:
 
 
 def test_workers_and_resuming_leave_every_bit_of_every_algorithm(type_command, tmp_path: Path) -> None:
-    """Four rounds on one worker, against two on two workers and two more on three: weights and records, clients' vectors included."""
+    """Four rounds on one worker, against two on two workers and two more on one: weights and records, clients' vectors included."""
     common = ("-m", *TINY, *SGD, f"algorithm={','.join(ALGORITHMS)}", "sample_ratio=0.6", "transform=inco")
     for arguments in (
         ("rounds=4", "engine.workers=1", "hydra.sweep.dir=whole"),
         ("rounds=2", "engine.workers=2", "hydra.sweep.dir=parts"),
-        ("rounds=4", "engine.workers=3", "hydra.sweep.dir=parts"),
+        ("rounds=4", "engine.workers=1", "hydra.sweep.dir=parts"),
     ):
         done = type_command(*common, *arguments, timeout=240)
         assert done.returncode == 0, done.stderr
