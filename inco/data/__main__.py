@@ -21,7 +21,11 @@ def source(name: str, root: str, download: bool) -> "Source":
         return sources.Digits()
     if name == "cinic10":
         return folders.CINIC10(root)
-    return {"cifar10": sources.CIFAR10, "fashion_mnist": sources.FashionMNIST, "svhn": sources.SVHN}[name](root, download=download)
+    if name == "cifar10":
+        return sources.CIFAR10(root, download=download)
+    if name == "fashion_mnist":
+        return sources.FashionMNIST(root, download=download)
+    return sources.SVHN(root, download=download)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """What a dataset is: two splits of uint8 images in memory, known by a digest of their content; `Source`: where one comes from."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Dataset:
     digest: str
 
 
-class Source:
+class Source(ABC):
     """One dataset that can be described before it is loaded. A subclass says where its files are and reads them.
 
     `shape` is the native (C, H, W). `counts` (train, test), `balanced` (every class equally often), `blank_images` (an image of
@@ -59,7 +60,7 @@ class Source:
         """C, the number of classes."""
         return len(self.classes)
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # sources without files have nothing to look for
         """Raise DataError with a one-screen message if the files are not there. Quick: nothing is decoded."""
 
     def load(self) -> Dataset:
@@ -76,9 +77,9 @@ class Source:
             )
         return Dataset(self.name, *splits, self.classes, digest)
 
+    @abstractmethod
     def read(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Return ((train images, labels), (test images, labels)): uint8 [M, C, H, W] and integers [M]."""
-        raise NotImplementedError
 
     def where(self) -> str:
         """Return ` in FOLDER` for messages about the content, or nothing where there is no folder."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +26,13 @@ class Downloadable(Source):
         if not self.is_there() and not self.download:
             raise self.missing_error()
 
+    @abstractmethod
     def is_there(self) -> bool:
         """Say whether all files are in one of the places."""
-        raise NotImplementedError
 
+    @abstractmethod
     def missing_error(self, why: str = "") -> DataError:
         """Return the one-screen error that says what was looked for and how to get it."""
-        raise NotImplementedError
 
 
 def fetch_command(source: Source) -> str:

@@ -5,6 +5,7 @@ offsets, so a million clients cost two arrays. No example is given to two client
 """
 
 import logging
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from inco.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-class Scheme:
+class Scheme(ABC):
     """A way to deal M examples to N clients. A subclass writes `deal`; what holds for all schemes is checked here."""
 
     name = ""
@@ -38,9 +39,9 @@ class Scheme:
             )
         return partition
 
+    @abstractmethod
     def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
         """Return the partition; `num_clients` is between 1 and M."""
-        raise NotImplementedError
 
 
 class IID(Scheme):
