@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
@@ -16,7 +15,7 @@ from inco.flat import BoundModel
 from inco.local import Local, reset
 from inco.pool import ModelPool
 from inco.seeding import generator, seed_for
-from inco.types import ClientResult, ClientTask, LocalRun, SubModel
+from inco.types import ClientResult, ClientTask, LocalRun, Objective, Output, SubModel, cross_entropy
 from inco.uplink import Uplink
 
 Batch = tuple[Tensor, Tensor]  # images [m, C, S, S], labels [m]
@@ -28,10 +27,13 @@ def train_locally(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[Batch],
     precision: str = "fp32",
+    objective: Objective = cross_entropy,
+    max_grad_norm: float | None = None,
 ) -> Tensor:
     """Take one local step a batch and return the mean loss over the examples seen (a scalar on the device).
 
-    The order is a contract: forward, loss plus `local_loss`, backward, `local_grad`, optimizer step, `local_step`.
+    The order is a contract: forward, `objective` plus `local_loss`, backward, clipping to `max_grad_norm`, `local_grad`, optimizer step,
+    `local_step`.
     """
     run.model.train()
     reset(optimizer)
@@ -42,8 +44,10 @@ def train_locally(
         run.g.zero_()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = run.model(x)
-        loss = F.cross_entropy(output.logits.to(run.w.dtype), y) + algorithm.local_loss(run, output, x)
+        loss = objective(_wide(output, run.w.dtype), y, run.task) + algorithm.local_loss(run, output, x)
         loss.backward()
+        if max_grad_norm is not None:
+            run.g.mul_((max_grad_norm / torch.linalg.vector_norm(run.g)).clamp_(max=1.0).nan_to_num_(1.0))
         algorithm.local_grad(run)
         optimizer.step()
         run.steps += 1
@@ -51,6 +55,11 @@ def train_locally(
         total += loss.detach() * len(y)
         seen += len(y)
     return total / max(seen, 1)
+
+
+def _wide(output: Output, dtype: torch.dtype) -> Output:
+    """Logits in the precision of the weights."""
+    return output._replace(logits=output.logits.to(dtype), exits=tuple(z.to(dtype) for z in output.exits))
 
 
 class Trainer:
@@ -86,7 +95,9 @@ class Trainer:
         if self.algorithm.stateful:
             kept = self.store.load(task, sub)
             run.state = self.algorithm.init_client(run) if kept is None else {k: v.to(self.pool.device) for k, v in kept.items()}
-        loss = train_locally(run, self.algorithm, bench.optimizer, self._batches(task), self.local.precision)
+        loss = train_locally(
+            run, self.algorithm, bench.optimizer, self._batches(task), self.local.precision, sub.objective, self.local.max_grad_norm
+        )
         bound.read_buffers()
         vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, self._stream("uplink", task))
         if self.algorithm.stateful:
@@ -100,21 +111,21 @@ class Trainer:
             task, bound.model, bound.w.clone(), bound.w, bound.g, self.local.lr, self.local.momentum, bound.b.clone(), bound.b, mine
         )
         run.frozen = lambda role, w, b: self.pool.frozen(sub, role, w, b)
-        run.full_gradient = lambda: self._full_gradient(run, bound)
+        run.full_gradient = lambda: self._full_gradient(task, bound, sub.objective)
         return run
 
-    def _full_gradient(self, run: LocalRun, bound: BoundModel) -> Tensor:
+    def _full_gradient(self, task: ClientTask, bound: BoundModel, objective: Objective) -> Tensor:
         """One pass over all the client's examples at the current weights: the mean gradient, [n]."""
-        before, total = bound.read_buffers().clone(), torch.zeros_like(run.g)
-        augment, random = self._stream("full_gradient", run.task), torch.get_rng_state()
-        examples = run.task.examples.to(self.pool.device)
+        before, total = bound.read_buffers().clone(), torch.zeros_like(bound.g)
+        augment, random = self._stream("full_gradient", task), torch.get_rng_state()
+        examples = task.examples.to(self.pool.device)
         for start, stop in self.local.batches(len(examples), self.smallest, drop_last=False):
             x, y = take(self.train, examples[start:stop], self.transform, augment)
-            run.g.zero_()
+            bound.g.zero_()
             with torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.local.precision == "bf16"):
-                logits = run.model(x).logits
-            F.cross_entropy(logits.to(run.w.dtype), y).backward()
-            total += run.g * len(y)
+                output = bound.model(x)
+            objective(_wide(output, bound.w.dtype), y, task).backward()
+            total += bound.g * len(y)
         bound.set_buffers(before)
         torch.set_rng_state(random)  # dropout of the local steps is as without this pass
         return total / len(examples)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +31,12 @@ class ClientStore:
     """States by client and round below `folder` (None: a folder of its own, gone with the object).
 
     `moving`: clients change what they hold from round to round; then states are kept in the server's coordinates, where what a client has
-    never held is zero. Otherwise in the client's own, which are fewer. `num_params`, `num_buffers`: P and B.
+    never held is zero. Otherwise in the client's own, which are fewer. `num_params`, `num_buffers`: P and B; `kept_whole`: names of vectors
+    that stay as they are in any case.
     """
 
-    def __init__(self, folder: str | None, moving: bool, num_params: int, num_buffers: int) -> None:
+    def __init__(self, folder: str | None, moving: bool, num_params: int, num_buffers: int, kept_whole: Collection[str] = ()) -> None:
+        self.kept_whole = frozenset(kept_whole)
         self._own = tempfile.TemporaryDirectory(prefix="inco-clients-") if folder is None else None
         self.folder = Path(self._own.name if self._own else str(folder))
         self.moving, self.sizes = moving, (num_params, num_buffers)
@@ -110,7 +112,9 @@ class ClientStore:
         return load(bytes(tensors))
 
     def _slice(self, name: str, t: Tensor, sub: SubModel) -> tuple[Slice, int] | None:
-        """Return where a vector lies in the server's coordinates, and their number; None for bare numbers."""
+        """Return where a vector lies in the server's coordinates, and their number; None for bare numbers and what is kept whole."""
+        if name in self.kept_whole:
+            return None
         where, size = (sub.buffers, self.sizes[1]) if name.startswith("buffers") else (sub.params, self.sizes[0])
         return (where, size) if t.numel() in (where.layout.numel, size) and t.numel() > 1 else None
 

@@ -6,6 +6,7 @@ how many there are.
 
 from __future__ import annotations
 
+import atexit
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from inco.client import Trainer
 from inco.errors import ConfigError, InCoError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
 from inco.flat import Layout
-from inco.server.aggregate import Cohort, RoundSums
+from inco.server.aggregate import Cohort, Holders, RoundSums
 from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
 
 _TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the others wait
@@ -30,11 +31,12 @@ _TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the othe
 
 @dataclass(frozen=True)
 class Ranks:
-    """The process group of a run: this process's rank among `world`, and its device."""
+    """The process group of a run: this process's rank among `world`, and its device; `own`: the group is this run's, not torchrun's."""
 
     rank: int
     world: int
     device: torch.device
+    own: bool = True
 
     @classmethod
     def join(cls, rank: int, world: int, device: str, store: str | None = None) -> Ranks:
@@ -54,7 +56,7 @@ class Ranks:
         init = f"file://{store}" if store else "env://"
         if not dist.is_initialized():
             dist.init_process_group("nccl" if own_gpu else "gloo", init_method=init, rank=rank, world_size=world, timeout=_TIMEOUT)
-        return cls(rank, world, place)
+        return cls(rank, world, place, store is not None)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up an int64 tensor over all ranks, in place."""
@@ -91,9 +93,17 @@ class Ranks:
         return done if first else work()
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group. One that torchrun has made stays for the next job of a sweep: its store would hand out old addresses."""
         if dist.is_initialized():
-            dist.destroy_process_group()
+            if self.own:
+                dist.destroy_process_group()
+            else:
+                atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -132,8 +142,8 @@ class Engine:
     """Maps clients over ranks and reduces their uploads; scores levels over ranks.
 
     `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their weighting; `buffer_weighting`: that of
-    buffers; `population`: clients that hold each level; `cohort`: clients a round; `flops`: cost of one image's forward pass by level;
-    `on_client`: called with (done, of) after each of this rank's clients.
+    buffers; `population`: who holds what in it; `cohort`: clients a round; `flops`: cost of one image's forward pass by level; `side`:
+    entries of the split's side sums; `on_client`: called with (done, of) after each of this rank's clients.
     """
 
     def __init__(
@@ -145,14 +155,15 @@ class Engine:
         buffers: Layout,
         uploads: Mapping[str, Weighting],
         buffer_weighting: Weighting,
-        population: Mapping[int, float],
+        population: Holders,
         cohort: int,
         flops: Mapping[int, float],
+        side: int = 0,
     ) -> None:
         self.ranks, self.trainer, self.evaluator, self.flops = ranks, trainer, evaluator, flops
         self.uploads, self.buffer_weighting, self.population = uploads, buffer_weighting, population
         self._sizes = (params.numel, buffers.numel)
-        self._sums = RoundSums(list(uploads), params.numel, buffers.numel, cohort, ranks.device)
+        self._sums = RoundSums(list(uploads), params.numel, buffers.numel, cohort, ranks.device, side)
         self.on_client: Callable[[int, int], None] | None = None
 
     def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
@@ -181,6 +192,7 @@ class Engine:
             sub = cohort.submodels[task.level]
             result = self._client(task, sub, w, b, server)
             self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
+            del result  # its vectors, before the next client's
             if self.on_client:
                 self.on_client(done, len(mine))
 
@@ -199,10 +211,15 @@ class Engine:
 
     def evaluate(self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int) -> dict[int, Score]:
         """Score every level on the whole test set."""
-        units, costs = self.evaluator.units(self.flops)
-        mine = [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]
-        table = self.evaluator.score(mine, submodels, w, b, round)
+        measured = None
+        if self.evaluator.norm:
+            measured = self.ranks.sum_(self.evaluator.measure(self._mine(*self.evaluator.norm_units(self.flops)), submodels, w, b, round))
+        mine = self._mine(*self.evaluator.units(self.flops))
+        table = self.evaluator.score(mine, submodels, w, b, round, measured)
         return self.evaluator.scores(self.ranks.sum_(table))
+
+    def _mine(self, units: Sequence[tuple[int, int]], costs: Sequence[float]) -> list[tuple[int, int]]:
+        return [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]
 
     def _guarded(self, work: Callable[[], None]) -> InCoError | None:
         """Do this rank's work; keep its error, so that every rank can meet in the reduction and stop together."""

@@ -14,6 +14,7 @@ from inco.data.dataset import Images
 from inco.data.transforms import Transform
 from inco.pool import ModelPool
 from inco.seeding import generator
+from inco.static_norm import StaticNorm
 from inco.types import SubModel
 
 BATCH = 250  # test images at once; part of the arithmetic, so the same on every machine
@@ -32,21 +33,56 @@ class Score:
 class Evaluator:
     """Scores levels on a test set. A unit of work is one batch of one level, so any number of workers can share it.
 
-    `correct`, `count`, `loss` and `broken` of each level form one int64 table [levels, 4] that workers sum.
+    `correct`, `count`, `loss` and `broken` of each level form one int64 table [levels, 4] that workers sum. With `norm`, BatchNorm's
+    statistics are measured first, in the same way.
     """
 
-    def __init__(self, pool: ModelPool, test: Images, transform: Transform, levels: Sequence[int], seed: int) -> None:
-        self.pool, self.test, self.transform, self.levels, self.seed = pool, test, transform, list(levels), seed
+    def __init__(
+        self, pool: ModelPool, test: Images, transform: Transform, levels: Sequence[int], seed: int, norm: StaticNorm | None = None
+    ) -> None:
+        self.pool, self.test, self.transform, self.levels, self.seed, self.norm = pool, test, transform, list(levels), seed, norm
         self.starts = list(range(0, len(test.labels), BATCH))
+        if len(self.starts) > 1 and len(test.labels) - self.starts[-1] == 1:
+            self.starts.pop()  # BatchNorm by the batch at hand needs two images
 
     def units(self, costs: Mapping[int, float]) -> tuple[list[tuple[int, int]], list[float]]:
         """Return every (level, batch number) and its cost."""
         units = [(level, number) for level in self.levels for number in range(len(self.starts))]
         return units, [costs[level] for level, _ in units]
 
+    def norm_units(self, costs: Mapping[int, float]) -> tuple[list[tuple[int, int]], list[float]]:
+        """Return every (level, training batch) to measure statistics on, and its cost; none without static BatchNorm."""
+        units = [(level, number) for level in self.levels for number in range(self.norm.batches())] if self.norm else []
+        return units, [costs[level] for level, _ in units]
+
+    def measure(self, units: Sequence[tuple[int, int]], submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int) -> Tensor:
+        """Measure this worker's units: the sums of each level's statistics, one after the other, int64."""
+        assert self.norm is not None
+        parts = []
+        for level in self.levels:
+            sub, numbers = submodels[level], [number for own, number in units if own == level]
+            bound = self.pool.get(sub).bound
+            part = torch.zeros(self.norm.size(bound.model), dtype=torch.int64, device=self.pool.device)
+            if numbers and len(part):
+                bound.load(w, b, sub.params, sub.buffers)
+                for number in numbers:
+                    part += self.norm.measure(bound.model, number, round)
+            parts.append(part)
+        return torch.cat(parts)
+
     @torch.no_grad()
-    def score(self, units: Sequence[tuple[int, int]], submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int) -> Tensor:
-        """Score this worker's units and return its table, int64 [levels, 4]."""
+    def score(
+        self,
+        units: Sequence[tuple[int, int]],
+        submodels: Mapping[int, SubModel],
+        w: Tensor,
+        b: Tensor,
+        round: int,
+        measured: Tensor | None = None,
+    ) -> Tensor:
+        """Score this worker's units and return its table, int64 [levels, 4]. `measured`: summed statistics of all levels, if any."""
+        sizes = [self.norm.size(self.pool.get(submodels[level]).bound.model) for level in self.levels] if self.norm else []
+        statistics = measured.split(sizes) if measured is not None else ()
         table = torch.zeros(len(self.levels), 4, dtype=torch.int64, device=self.pool.device)
         for row, level in enumerate(self.levels):
             numbers = [number for own, number in units if own == level]
@@ -56,13 +92,18 @@ class Evaluator:
             bound = self.pool.get(sub).bound
             bound.load(w, b, sub.params, sub.buffers)
             bound.model.eval()
+            if self.norm:
+                self.norm.install(bound.model, statistics[row])
             for number in numbers:
                 table[row] += self._batch(bound.model, number, round)
+            if self.norm:
+                self.norm.remove(bound.model)
         return table
 
     def _batch(self, model: torch.nn.Module, number: int, round: int) -> Tensor:
         start = self.starts[number]
-        index = torch.arange(start, min(start + BATCH, len(self.test.labels)), device=self.pool.device)
+        stop = self.starts[number + 1] if number + 1 < len(self.starts) else len(self.test.labels)
+        index = torch.arange(start, stop, device=self.pool.device)
         stream = generator(self.seed, "test", round, number, device=self.pool.device)
         x, y = take(self.test, index, self.transform, stream)
         logits = model(x).logits.float()

@@ -8,7 +8,7 @@ P coordinates a client's n are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -98,16 +98,23 @@ class Layout:
                 flat.narrow(0, e.offset, e.numel).add_(2.0**-12).trunc_()
 
 
-@dataclass(frozen=True, eq=False)
 class Slice:
-    """Which coordinates of a global vector a sub-model holds: local entry k is global entry `index[k]` (int64[n], unique)."""
+    """Which coordinates of a global vector a sub-model holds: local entry k is global entry `index[k]` (int64[n], unique).
 
-    layout: Layout
-    index: Tensor
-    runs: tuple[tuple[int, int, int], ...] | None = field(init=False, repr=False)  # (global start, local start, length)
+    `runs`: the same as (global start, local start, length), or None where they are too many. Where there are runs the index is made
+    anew for whoever asks: it is twice as large as the sub-model.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "runs", _contiguous_runs(self.index))
+    def __init__(self, layout: Layout, index: Tensor) -> None:
+        self.layout, self.runs = layout, _contiguous_runs(index)
+        self._index = index if self.runs is None else None
+
+    @property
+    def index(self) -> Tensor:
+        if self._index is not None:
+            return self._index
+        pieces = [torch.arange(start, start + length) for start, _, length in self.runs or ()]
+        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
 
     @classmethod
     def by_name(cls, whole: Layout, part: Layout, prefix: str = "") -> Slice:
@@ -119,6 +126,15 @@ class Slice:
                 have = "missing" if held is None else f"of shape {held.shape}"
                 raise ValueError(f"the sub-model's {e.name} has shape {e.shape}, the global model's is {have}")
             pieces.append(torch.arange(held.offset, held.offset + held.numel))
+        return cls(part, torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64))
+
+    @classmethod
+    def by_axes(cls, whole: Layout, part: Layout, kept: Mapping[str, Tensor]) -> Slice:
+        """Take the channels `kept` (int64, by channel group) along each axis of `whole`'s tensors; groups not named are taken whole.
+
+        `part`: the sub-model's layout, whose tensors have the names of `whole`'s and the shapes that result.
+        """
+        pieces = [_coordinates(whole.entries[e.name], e, kept).flatten() for e in part.entries.values()]
         return cls(part, torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64))
 
     def gather(self, vector: Tensor, out: Tensor) -> Tensor:
@@ -139,9 +155,24 @@ class Slice:
 
     def index_on(self, device: torch.device) -> Tensor:
         """Return the index on a device; it moves there once and stays, as the slice is kept."""
-        if self.index.device != device:
-            object.__setattr__(self, "index", self.index.to(device))
-        return self.index
+        self._index = self.index.to(device)
+        return self._index
+
+
+def _coordinates(held: Entry, own: Entry, kept: Mapping[str, Tensor]) -> Tensor:
+    """Return where each element of `own` lies in the vector that has `held`, in the order in which `own` is stored."""
+    dims = zip(held.axes, held.shape, strict=True)
+    chosen = [torch.arange(size) if axis is None else kept.get(axis, torch.arange(size)) for axis, size in dims]
+    if tuple(map(len, chosen)) != own.shape:
+        raise ValueError(f"the sub-model's {own.name} has shape {own.shape}, the channels that it keeps make {tuple(map(len, chosen))}")
+    order = (0, 2, 3, 1) if len(held.shape) == 4 else tuple(range(len(held.shape)))  # as Layout stores them
+    place, stride = torch.full((1,) * len(order), held.offset), 1
+    for position in reversed(range(len(order))):
+        dim = order[position]
+        steps = chosen[dim] * stride
+        place = place + steps.view([-1 if p == position else 1 for p in range(len(order))])
+        stride *= held.shape[dim]
+    return place
 
 
 def _contiguous_runs(index: Tensor) -> tuple[tuple[int, int, int], ...] | None:

@@ -14,12 +14,14 @@ class Local(ABC):
 
     `epochs`: passes over the client's examples; `batch_size`: examples a step; `lr`: learning rate; `drop_last`: leave out a
     short last batch (the published InCo code does), except where it is the only one; `precision`: "fp32", or "bf16" for the
-    forward and backward pass.
+    forward and backward pass; `max_grad_norm`: longer gradients of a batch are scaled down to it (None: no clipping).
     """
 
-    def __init__(self, epochs: int, batch_size: int, lr: float, drop_last: bool = False, precision: str = "fp32") -> None:
+    def __init__(
+        self, epochs: int, batch_size: int, lr: float, drop_last: bool = False, precision: str = "fp32", max_grad_norm: float | None = None
+    ) -> None:
         self.epochs, self.batch_size, self.lr = epochs, batch_size, lr
-        self.drop_last, self.precision = drop_last, precision
+        self.drop_last, self.precision, self.max_grad_norm = drop_last, precision, max_grad_norm
         self.momentum = 0.0
 
     @abstractmethod
@@ -58,8 +60,9 @@ class Adam(Local):
         weight_decay: float = 0.0,
         drop_last: bool = False,
         precision: str = "fp32",
+        max_grad_norm: float | None = None,
     ) -> None:
-        super().__init__(epochs, batch_size, lr, drop_last, precision)
+        super().__init__(epochs, batch_size, lr, drop_last, precision, max_grad_norm)
         self.betas, self.weight_decay = (betas[0], betas[1]), weight_decay
 
     def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:
@@ -78,8 +81,9 @@ class SGD(Local):
         weight_decay: float = 0.0,
         drop_last: bool = False,
         precision: str = "fp32",
+        max_grad_norm: float | None = None,
     ) -> None:
-        super().__init__(epochs, batch_size, lr, drop_last, precision)
+        super().__init__(epochs, batch_size, lr, drop_last, precision, max_grad_norm)
         self.momentum, self.weight_decay = momentum, weight_decay
 
     def optimizer(self, w: nn.Parameter) -> torch.optim.Optimizer:

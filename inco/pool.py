@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from inco.flat import BoundModel
 from inco.local import Local
@@ -52,12 +51,3 @@ class ModelPool:
             self._frozen[key] = BoundModel(model, sub.params.layout, sub.buffers.layout, self.device)
         self._frozen[key].set(w.to(self.device), b.to(self.device))
         return self._frozen[key].model
-
-
-def forward_flops(sub: SubModel, shape: tuple[int, int, int]) -> int:
-    """Return the floating-point operations of one image's forward pass: two for each multiply-add, as torch counts them."""
-    with torch.device("meta"):
-        model = sub.build().eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, *shape))
-    return counter.get_total_flops()

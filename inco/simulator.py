@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inco.accounting import LevelCost
 from inco.algorithms.fedavg import Algorithm
 from inco.engine import Engine
 from inco.errors import NumericError
@@ -49,14 +50,7 @@ class ServerState:
     b: Tensor
     algorithm: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LevelCost:
-    """What one client of a level costs: bytes in one direction, and floating-point operations of one forward pass of one image."""
-
-    bytes: int
-    flops: int
+    split: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Simulator:
@@ -85,7 +79,8 @@ class Simulator:
     def start(self, seed: int) -> ServerState:
         """Return the state before the first round."""
         w, b = (v.to(self.engine.ranks.device) for v in self.population.split.initial(seed))
-        return ServerState(0, w, b, self.algorithm.init_server(w), self.optimizer.init(w))
+        split = {name: v.to(w.device) for name, v in self.population.split.init_server().items()}
+        return ServerState(0, w, b, self.algorithm.init_server(w), self.optimizer.init(w), split)
 
     def run(self, state: ServerState, rounds: int, listener: Callable[[ServerState, Metrics], None]) -> None:
         """Take the state from its round to `rounds`; after each, `listener(state, metrics)`."""
@@ -107,8 +102,9 @@ class Simulator:
         self.algorithm.server_start(state.algorithm, cohort)
         aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
 
-        # 2. the algorithm says what to add, the transform changes it; what nobody holds does not move
+        # 2. the algorithm says what to add, split and transform change it; what nobody holds does not move
         update = self.algorithm.server_update(state.algorithm, aggregate)
+        update = self.population.split.server_update(state.split, update, aggregate)
         noise = generator(self.population.seed, "transform", number, device=state.w.device)
         update, mixing = self.transform(update.mul_(aggregate.covered), noise)
         update.mul_(aggregate.covered)
@@ -136,12 +132,11 @@ class Simulator:
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:
         """Loss, traffic and arithmetic of the cohort. A training step is counted as three forward passes."""
         seen = sum(row.examples for row in aggregate.clients)
-        traffic = sum(self.costs[t.level].bytes for t in tasks)
         return {
             "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen,
-            "comm/up_bytes": traffic * len(self.algorithm.uploads),
-            "comm/down_bytes": traffic * (1 + len(self.algorithm.downloads)),
-            "compute/flops": sum(3 * self.costs[t.level].flops * self.images_trained(len(t.examples)) for t in tasks),
+            "comm/up_bytes": sum(self.costs[t.level].up_bytes for t in tasks),
+            "comm/down_bytes": sum(self.costs[t.level].down_bytes for t in tasks),
+            "compute/flops": sum(3 * self.costs[t.level].train_flops * self.images_trained(len(t.examples)) for t in tasks),
         }
 
     @staticmethod

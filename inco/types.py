@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inco.flat import Slice
@@ -19,6 +20,16 @@ class Output(NamedTuple):
 
     logits: Tensor  # [m, classes]
     features: Tensor  # [m, d]: what the classifier sees
+    exits: tuple[Tensor, ...] = ()  # [m, classes] each: logits of earlier heads, shallowest first, in training alone
+
+
+Objective = Callable[[Output, Tensor, "ClientTask"], Tensor]
+"""The mean loss of a batch, from a model's output and labels [m]; what an algorithm adds comes on top."""
+
+
+def cross_entropy(output: Output, labels: Tensor, task: ClientTask) -> Tensor:
+    """Return the mean cross-entropy of a batch, the objective of most."""
+    return F.cross_entropy(output.logits, labels)
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,48 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
+class ClassRows:
+    """Parameters that belong to one class each (rows of a classifier). A client without that class leaves them out of the average.
+
+    `local`, `place`: positions in the sub-model's and in the server's vector, int64 [k]; `owner`: the class of each, int64 [k].
+    """
+
+    local: Tensor
+    place: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SideSum:
+    """A stretch of a client's delta that is also averaged apart, over the clients of its level alone.
+
+    Delta entries `start` to `start + length` count `factor` times in the side vector's entries from `into` on.
+    """
+
+    start: int
+    into: int
+    length: int
+    factor: float
+
+
+@dataclass(frozen=True, eq=False)
 class SubModel:
-    """The model that clients of one level hold, and which global coordinates it is."""
+    """The model that clients of one level hold, and which global coordinates it is.
+
+    `objective`: the loss of a batch; `class_rows`: parameters that only clients with their class contribute to; `importance`: what
+    each coordinate counts beside the client's weight, in (0, 1], float64 [n] (None: 1); `side`: what is averaged over this level alone,
+    for the split's own use.
+    """
 
     level: int  # 0 is the smallest
     name: str  # short, for metrics and reports: resnet14, vit9, w1/4
     build: Callable[[], nn.Module]
     params: Slice
     buffers: Slice
+    objective: Objective = cross_entropy
+    class_rows: ClassRows | None = None
+    importance: Tensor | None = None
+    side: tuple[SideSum, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +93,7 @@ class ClientTask:
     round: int
     level: int
     examples: Tensor  # int64[m]: positions in the training set
+    classes: Tensor | None = None  # bool [classes]: those that its examples have
 
 
 @dataclass
@@ -111,7 +157,7 @@ class Aggregate:
 
     `mean`: by upload name, [P], zero where nobody holds the coordinate; `covered`: bool [P]; `buffers`: [B], the mean of the
     holders' buffers; `buffers_covered`: bool [B]; `clients`: one row a client in cohort order; `participation()`: of each coordinate's
-    holders in the population, the share that took part, |S_p| / N_p, [P].
+    holders in the population, the share that took part, |S_p| / N_p, [P]; `side`: means of the sub-models' side sums, [Q].
     """
 
     mean: Mapping[str, Tensor]
@@ -120,6 +166,7 @@ class Aggregate:
     buffers_covered: Tensor
     clients: tuple[ClientRow, ...]
     participation: Callable[[], Tensor]
+    side: Tensor | None = None
 
 
 class ClientRow(NamedTuple):

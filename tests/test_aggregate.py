@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inco.errors import NumericError
 from inco.flat import Layout, Slice
-from inco.server.aggregate import BUFFER_STEPS, PARAM_STEPS, Cohort, RoundSums
+from inco.server.aggregate import BUFFER_STEPS, PARAM_STEPS, Cohort, Holders, RoundSums
 from inco.server.optim import Average
 from inco.types import ClientResult, ClientTask, SubModel, Weighting
 
@@ -60,7 +60,7 @@ def clients(count: int, seed: int = 0, levels: Sequence[int] = (0, 1, 2)) -> lis
 
 
 def cohort_of(results: Sequence[ClientResult], subs: Mapping[int, SubModel] = LEVELS, buffers: Weighting = "examples") -> Cohort:
-    return Cohort([r.task for r in results], [r.steps for r in results], subs, UPLOADS, buffers, dict.fromkeys(subs, 9), 0.0, P, B)
+    return Cohort([r.task for r in results], [r.steps for r in results], subs, UPLOADS, buffers, Holders(dict.fromkeys(subs, 9)), 0.0, P, B)
 
 
 def add(sums: RoundSums, cohort: Cohort, position: int, result: ClientResult) -> None:
@@ -181,7 +181,7 @@ def test_large_cohort() -> None:
     sub = SubModel(0, "tiny", no_model, Slice(layout(4, "w"), index), Slice(layout(0, "bn"), torch.empty(0, dtype=torch.int64)))
     values = torch.randn(n, 4, generator=torch.Generator().manual_seed(0)) * 1e-3
     tasks = [ClientTask(c, 1, 0, torch.empty(1 + c % 7)) for c in range(n)]
-    cohort = Cohort(tasks, [1] * n, {0: sub}, {"delta": "examples"}, "examples", {0: n}, 0.0, 4, 0)
+    cohort = Cohort(tasks, [1] * n, {0: sub}, {"delta": "examples"}, "examples", Holders({0: n}), 0.0, 4, 0)
     sums = RoundSums(["delta"], 4, 0, n)
     for c, task in enumerate(tasks):
         sums.add(c, ClientResult(task, {"delta": values[c]}, torch.empty(0), 0.0, 1), sub, cohort.shares(task), 1.0)
@@ -198,7 +198,7 @@ def test_published_vector_t3() -> None:
     small = SubModel(0, "s", no_model, Slice(layout(2, "a"), torch.arange(2)), Slice(server, torch.arange(2)))
     large = SubModel(1, "l", no_model, Slice(Layout.of({"a": torch.zeros(2), "b": torch.zeros(1)}), torch.arange(3)), small.buffers)
     tasks = [ClientTask(0, 1, 0, torch.arange(9)), ClientTask(1, 1, 1, torch.arange(4))]
-    cohort = Cohort(tasks, [1, 1], {0: small, 1: large}, {"delta": "uniform"}, "uniform", {0: 1, 1: 1}, 0.0, 4, 2)
+    cohort = Cohort(tasks, [1, 1], {0: small, 1: large}, {"delta": "uniform"}, "uniform", Holders({0: 1, 1: 1}), 0.0, 4, 2)
     sums = RoundSums(["delta"], 4, 2, 2)
     for k, (values, stats) in enumerate((([1.0, 3], [5.0, 1.5]), ([3.0, 5, 2], [8.0, 2.5]))):
         result = ClientResult(tasks[k], {"delta": torch.tensor(values)}, torch.tensor(stats), 0.0, 1)
@@ -220,7 +220,7 @@ def test_published_vector_t7() -> None:
     expected = {3: [[4, 2, 1, 1], [2, 2, 1, 1], [1] * 4, [1] * 4], 2: [[5.5, 3, 0, 0], [3, 3, 0, 0], [0] * 4, [0] * 4]}
     for number, table in expected.items():
         tasks = [ClientTask(level, 1, level, torch.arange(2)) for level in range(number)]
-        cohort = Cohort(tasks, [1] * number, subs, {"W": "uniform"}, "uniform", dict.fromkeys(subs, 1), 0.0, 16, 3)
+        cohort = Cohort(tasks, [1] * number, subs, {"W": "uniform"}, "uniform", Holders(dict.fromkeys(subs, 1)), 0.0, 16, 3)
         sums = RoundSums(["W"], 16, 3, number)
         for k, value in enumerate((8.0, 3.0, 1.0)[:number]):
             result = ClientResult(tasks[k], {"W": torch.full((len(subs[k].params.index),), value)}, torch.zeros(3), 0.0, 1)
@@ -234,7 +234,7 @@ def test_equal_counters_stay_in_a_large_cohort() -> None:
     n, stats = 1000, Layout.of({"n": torch.tensor(0)})
     sub = SubModel(0, "tiny", no_model, Slice(layout(1, "w"), torch.arange(1)), Slice(stats, torch.arange(1)))
     tasks = [ClientTask(c, 1, 0, torch.arange(1)) for c in range(n)]
-    cohort = Cohort(tasks, [1] * n, {0: sub}, {"delta": "uniform"}, "uniform", {0: n}, 0.0, 1, 1)
+    cohort = Cohort(tasks, [1] * n, {0: sub}, {"delta": "uniform"}, "uniform", Holders({0: n}), 0.0, 1, 1)
     sums = RoundSums(["delta"], 1, 1, n)
     for c, task in enumerate(cohort.tasks):
         sums.add(c, ClientResult(task, {"delta": torch.zeros(1)}, torch.ones(1), 0.0, 1), sub, cohort.shares(task), 1 / n)

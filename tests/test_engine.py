@@ -18,6 +18,7 @@ from inco.flat import Layout, Slice
 from inco.local import SGD, Local
 from inco.pool import ModelPool
 from inco.seeding import generator, numpy_rng, seed_for
+from inco.server.aggregate import Holders
 from inco.types import ClientResult, ClientTask, Output, SubModel, Weighting
 
 
@@ -133,7 +134,7 @@ def engine(trainer: Fake) -> Engine:
     evaluator = Evaluator(ModelPool(SGD(1, 4, 0.1), "cpu"), test, Transform([Normalise()]), [0], 0)
     one = Ranks(0, 1, torch.device("cpu"))
     uploads: dict[str, Weighting] = {"delta": "examples"}
-    return Engine(one, trainer, evaluator, LAYOUT, Layout([]), uploads, "examples", {0: 12}, 3, {0: 2.0})  # type: ignore[arg-type]
+    return Engine(one, trainer, evaluator, LAYOUT, Layout([]), uploads, "examples", Holders({0: 12}), 3, {0: 2.0})  # type: ignore[arg-type]
 
 
 def test_a_round_of_one_rank() -> None:

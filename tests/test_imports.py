@@ -19,10 +19,11 @@ ROWS = (
     ("inco.simulator", "inco.workers", "inco.report"),
     ("inco.engine", "inco.population", "inco.progress", "inco.tracker", "inco.checkpoint"),
     ("inco.record", "inco.evaluate"),
+    ("inco.static_norm",),
     ("inco.client", "inco.server", "inco.diagnostics"),
-    ("inco.pool", "inco.client_store"),
+    ("inco.pool", "inco.client_store", "inco.accounting"),
     ("inco.algorithms", "inco.splits", "inco.capacity", "inco.data", "inco.uplink", "inco.local"),
-    ("inco.models",),
+    ("inco.models", "inco.objectives"),
     ("inco.types",),
     ("inco.flat", "inco.seeding", "inco.errors"),
 )
@@ -36,7 +37,7 @@ KNOWS = {
     "inco.algorithms": {"inco.types"},
     "inco.algorithms.fedavg": {"inco.types", "inco.errors"},
     **{module: {"inco.algorithms.fedavg", "inco.types", "inco.errors"} for module in ALGORITHMS},
-    "inco.splits": {"inco.models", "inco.types", "inco.flat", "inco.seeding", "inco.errors"},
+    "inco.splits": {"inco.models", "inco.objectives", "inco.types", "inco.flat", "inco.seeding", "inco.errors"},
     "inco.models": {"inco.types", "inco.flat", "inco.seeding", "inco.errors"},
     "inco.data": {"inco.seeding", "inco.errors"},
     "inco.capacity": {"inco.seeding", "inco.errors"},
@@ -48,6 +49,8 @@ KNOWS = {
     "inco.tracker": {"inco.errors", "inco.record"},
     "inco.checkpoint": {"inco.errors", "inco.record"},
     "inco.workers": {"inco.errors", "inco.config"},
+    "inco.objectives": {"inco.types", "inco.errors"},
+    "inco.accounting": {"inco.algorithms.fedavg", "inco.types"},
     "inco.types": {"inco.flat"},
 }
 

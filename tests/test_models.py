@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from inco.accounting import forward_flops
 from inco.errors import ConfigError, DataError
 from inco.flat import Layout, Slice, layouts_of
 from inco.models.base import fresh
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
-from inco.pool import forward_flops
 from inco.server.pairs import cross_layer_pairs
 from inco.types import SubModel
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from inco.capacity import Capacity, FiveLevels, Fixed, Resampled, Table
 from inco.flat import Layout, Slice
 from inco.models.resnet import ResNetFamily
-from inco.server.aggregate import Cohort
+from inco.server.aggregate import Cohort, Holders
 from inco.splits.depth import Depth
 from inco.types import ClientTask, SubModel, Weighting
 
@@ -44,7 +44,7 @@ POPULATION = {0: 40.0, 1: 25.0, 2: 12.5}
 def cohort(levels: Sequence[int], examples: Sequence[int]) -> Cohort:
     tasks = [ClientTask(7 * k, 2, level, torch.arange(n)) for k, (level, n) in enumerate(zip(levels, examples, strict=True))]
     uploads: dict[str, Weighting] = {"delta": "examples", "control": "uniform"}
-    return Cohort(tasks, range(len(tasks)), SUBS, uploads, "examples", POPULATION, 0.9, P, B)
+    return Cohort(tasks, range(len(tasks)), SUBS, uploads, "examples", Holders(POPULATION), 0.9, P, B)
 
 
 def drawn(seed: int, levels: Sequence[int] = (0, 1, 2)) -> tuple[Cohort, list[float]]:
@@ -131,7 +131,7 @@ def test_the_whole_population_takes_part() -> None:
     for clients, share in ((range(45), 1.0), (range(0, 45, 5), 0.2)):
         tasks = [ClientTask(c, 1, groups.level(c, 1), torch.arange(1)) for c in clients]
         numbers = (split.params.numel, split.buffers.numel)
-        plan = Cohort(tasks, [1] * len(tasks), subs, {"delta": "uniform"}, "uniform", groups.sizes(), 0.0, *numbers)
+        plan = Cohort(tasks, [1] * len(tasks), subs, {"delta": "uniform"}, "uniform", Holders(groups.sizes()), 0.0, *numbers)
         assert torch.equal(plan.participation(), torch.full((split.params.numel,), share))
 
 

@@ -22,7 +22,7 @@ from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
 from inco.population import Population
 from inco.seeding import seed_for
-from inco.server.aggregate import Cohort
+from inco.server.aggregate import Cohort, Holders
 from inco.splits.base import Split, Whole
 from inco.splits.depth import Depth
 from inco.splits.isolated import Isolated
@@ -92,7 +92,7 @@ def test_published_holders() -> None:
     for name, table in tables.items():
         split = SPLITS[name]
         subs, sizes = {level: split.submodel(level, 1) for level in range(5)}, (split.params.numel, split.buffers.numel)
-        cohort = Cohort(tasks, [1] * 100, subs, {"delta": "uniform"}, "uniform", groups.sizes(), 0.0, *sizes)
+        cohort = Cohort(tasks, [1] * 100, subs, {"delta": "uniform"}, "uniform", Holders(groups.sizes()), 0.0, *sizes)
         for layout, part in ((split.params, "params"), (split.buffers, "buffers")):
             count = cohort.coverage("uniform", part)
             for tensor in layout.entries:
@@ -274,7 +274,7 @@ def test_cohort_sizes(clients: int, ratio: float, size: int) -> None:
     cohort = people.cohort(1)
     assert people.cohort_size == len(cohort) == len(set(cohort)) == size
     subs, numbers = people.submodels(1), (people.split.params.numel, people.split.buffers.numel)
-    plan = Cohort(people.tasks(1), [1] * size, subs, {}, "uniform", people.capacity.sizes(), 0.0, *numbers)
+    plan = Cohort(people.tasks(1), [1] * size, subs, {}, "uniform", people.holders(), 0.0, *numbers)
     assert plan.participation()[subs[0].params.index].unique().tolist() == [torch.tensor(size / clients).item()]
     assert cohort == sorted(cohort) and set(cohort) <= set(range(clients))
 

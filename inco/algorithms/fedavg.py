@@ -39,6 +39,10 @@ class Algorithm:
     stateful = False
     """Whether clients have vectors of their own that outlive a round (`init_client`)."""
 
+    kept_whole: tuple[str, ...] = ()
+    """Of clients' own vectors, those that mean nothing but together, a model's: they are kept in the shape that they had, also where a
+    client holds other coordinates from round to round."""
+
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         """Return the server's own vectors at the start, [P] each; `w` is the global model."""
         return {}

@@ -17,16 +17,19 @@ class Moon(Algorithm):
     `mu`: weight of the term -log(e^{s/T} / (e^{s/T} + e^{q/T})), where s and q are the cosines between an image's features and those of
     the received and of the previous model; 0 is FedAvg, to the bit. `temperature`: T.
     The received model is the client's own sub-model as it came, the previous one is what its last participation ended with. Both stay
-    as they are, in evaluation mode. There is no term at the first participation, nor where the client's level has changed since the last.
+    as they are, in evaluation mode. There is no term at the first participation, nor where the client's level has changed since the last,
+    which must be accepted by `allow_moving`. With a rolling window the previous model is that of the window of then.
     """
 
-    def __init__(self, mu: float = 1.0, temperature: float = 0.5, weighting: Weighting = "examples") -> None:
+    kept_whole = ("previous", "buffers_previous")
+
+    def __init__(self, mu: float = 1.0, temperature: float = 0.5, allow_moving: bool = False, weighting: Weighting = "examples") -> None:
         if not mu >= 0:
             raise ConfigError(f"algorithm.mu={mu}: MOON needs mu of at least 0; use 0.1 to 10, or 0 for FedAvg")
         if not temperature > 0:
             raise ConfigError(f"algorithm.temperature={temperature}: MOON divides by the temperature; use one above 0 (its paper: 0.5)")
         super().__init__(weighting)
-        self.mu, self.temperature = mu, temperature
+        self.mu, self.temperature, self.allow_moving = mu, temperature, allow_moving
         self.stateful = mu > 0
 
     def local_start(self, run: LocalRun) -> None:

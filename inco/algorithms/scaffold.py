@@ -70,14 +70,15 @@ class Scaffold(Algorithm):
             run.w.sub_(run.scratch["correction"], alpha=run.lr)
 
     def local_end(self, run: LocalRun) -> dict[str, Tensor]:
+        run.scratch.pop("correction", None)
         delta, old = run.w - run.w0, run.state["c_i"]
-        mean_step = delta / (max(run.steps, 1) * run.lr)
-        new = run.scratch["gradient"] if self.option == "I" else old - run.server["c"] - mean_step
+        # one vector at a time: they are as large as the model
+        new = run.scratch["gradient"] if self.option == "I" else (old - run.server["c"]).sub_(delta / (max(run.steps, 1) * run.lr))
         run.state["c_i"] = new
         return {"delta": delta, "dc": new - old}
 
     def server_update(self, server: dict[str, Tensor], aggregate: Aggregate) -> Tensor:
         # |S_p|/N_p times the mean over S_p is the sum over S_p divided by N_p: Algorithm 1, line 17, for each coordinate
-        moved = server["c"] + aggregate.participation() * aggregate.mean["dc"]
+        moved = (aggregate.participation() * aggregate.mean["dc"]).add_(server["c"])
         server["c"] = torch.where(aggregate.covered, moved, server["c"])
         return aggregate.mean["delta"]

@@ -16,9 +16,12 @@ def _blocks(model: Mapping[str, Any]) -> list[int] | None:
     return [model["depth"]] if "depth" in model else None
 
 
+_BY_BLOCKS = ("inco.splits.depth.Depth", "inco.splits.isolated.Isolated", "inco.splits.inclusive.Inclusive")
+
+
 def _split_fits_model(settings: Settings) -> Iterable[str]:
     levels, most = settings["split"].get("levels"), _blocks(settings["model"])
-    if levels is None or most is None:
+    if levels is None or most is None or settings["split"]["_target_"] not in _BY_BLOCKS:
         return
     groups = "one number of blocks (split=layer)" if len(most) == 1 else f"{len(most)} numbers of blocks, one a stage (split=stage)"
     for level in levels:
@@ -116,6 +119,29 @@ def _plain_sgd(settings: Settings) -> Iterable[str]:
         )
 
 
+def _previous_models(settings: Settings) -> Iterable[str]:
+    algorithm, capacity = settings["algorithm"], settings["capacity"]["_target_"]
+    if algorithm.get("allow_moving") is False and algorithm["mu"] and capacity == "inco.capacity.Resampled":
+        yield (
+            "algorithm=moon with capacity=resampled: a client's previous model has another shape whenever its level has changed; use "
+            "capacity=five_levels, or algorithm.allow_moving=true to leave the term out in those rounds"
+        )
+
+
+def _exits_fit_model(settings: Settings) -> Iterable[str]:
+    split, blocks = settings["split"], _blocks(settings["model"])
+    if split["_target_"] != "inco.splits.scalefl.ScaleFL" or blocks is None:
+        return
+    exits, most = split["exits"], sum(blocks)
+    if exits and (exits != sorted(set(exits)) or exits[-1] >= most):
+        yield f"split.exits={exits}: list them in order, each after 1 to {most - 1} blocks: the model has {most}, and ends with its own"
+    elif not exits and most < 6:
+        yield f"split.exits=null with a model of {most} blocks: the published exits fall together; list split.exits and split.levels"
+    heads = len(exits or [0, 0, 0]) + 1
+    if split["levels"] and any(count > heads for _, count in split["levels"]):
+        yield f"split.levels={split['levels']}: a level has 1 to {heads} exits, the model's own classifier included"
+
+
 CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], ...] = (
     (("model",), _widths_per_stage),
     (("split", "model"), _split_fits_model),
@@ -127,4 +153,6 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], 
     (("partition", "capacity", "model"), _files),
     (("dataset",), _synthetic),
     (("algorithm", "local"), _plain_sgd),
+    (("algorithm", "capacity"), _previous_models),
+    (("split", "model"), _exits_fit_model),
 )

@@ -1,6 +1,7 @@
 """Which schema describes the settings of which class."""
 
 from inco.config import schema as s
+from inco.config import schema_models as m
 
 # A class of the user's own has no schema: its constructor is what checks it.
 SCHEMAS: dict[str, type] = {
@@ -25,11 +26,15 @@ SCHEMAS: dict[str, type] = {
     "inco.capacity.Resampled": s.Resampled,
     "inco.capacity.Fixed": s.FixedLevel,
     "inco.capacity.Table": s.Path,
-    "inco.models.resnet.ResNetFamily": s.ResNetFamily,
-    "inco.models.vit.ViTFamily": s.ViTFamily,
-    "inco.splits.base.Whole": s.Empty,
-    "inco.splits.depth.Depth": s.Depth,
-    "inco.splits.isolated.Isolated": s.Isolated,
+    "inco.models.resnet.ResNetFamily": m.ResNetFamily,
+    "inco.models.vit.ViTFamily": m.ViTFamily,
+    "inco.splits.base.Whole": m.Whole,
+    "inco.splits.depth.Depth": m.Depth,
+    "inco.splits.isolated.Isolated": m.Isolated,
+    "inco.splits.inclusive.Inclusive": m.Inclusive,
+    "inco.splits.width.Width": m.Width,
+    "inco.splits.width.Rolling": m.Rolling,
+    "inco.splits.scalefl.ScaleFL": m.ScaleFL,
     "inco.algorithms.fedavg.FedAvg": s.FedAvg,
     "inco.algorithms.fedprox.FedProx": s.FedProx,
     "inco.algorithms.scaffold.Scaffold": s.Scaffold,

@@ -38,7 +38,7 @@ def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State
         past = range(1, state.round + 1) if run.simulator.algorithm.stateful else ()
         for number in past:  # which file is a client's last follows from the cohorts alone
             run.simulator.engine.trainer.store.advance(number, run.simulator.population.cohort(number))
-        for part in ("algorithm", "optimizer"):
+        for part in ("algorithm", "optimizer", "split"):
             own = getattr(state, part)
             saved_names = [name for name in own if name not in run.simulator.algorithm.planned]  # those are made anew each round
             own.update({name: vectors[f"{part}/{name}"].to(ranks.device) for name in saved_names})
@@ -61,7 +61,7 @@ def pack(run: Assembly, state: ServerState, settings: Mapping[str, Any], wall_s:
 
     named = run.split.params.views(state.w) | run.split.buffers.views(state.b)
     tensors = {f"model/{name}": t.cpu() for name, t in named.items()}
-    for part in ("algorithm", "optimizer"):
+    for part in ("algorithm", "optimizer", "split"):
         kept = {n: t for n, t in getattr(state, part).items() if n not in run.simulator.algorithm.planned}
         tensors |= {f"{part}/{name}": t.cpu() for name, t in kept.items()}
     meta = {"settings": identity(settings), "content": content(run, settings), "wall_s": wall_s}

@@ -68,6 +68,10 @@ LEVELS = Rule(
     lambda v: len(v) > 0 and all(_count(x) or (isinstance(x, list) and len(x) > 0 and all(_count(y) for y in x)) for x in v),
     "a list with one entry a level, each a number of blocks or a list of them",
 )
+RATES_AND_EXITS = Rule(
+    lambda v: len(v) > 0 and all(isinstance(x, list) and len(x) == 2 and _number(x[0]) and 0 < x[0] <= 1 and _count(x[1]) for x in v),
+    "a list of [rate, exits], rates above 0 and at most 1, exits a whole number of at least 1",
+)
 PAIRS = Rule(
     lambda v: v in ("auto", "official", "paper") or (isinstance(v, list) and all(isinstance(x, list) and len(x) == 2 for x in v)),
     "auto, official, paper or a list of [target, reference]",

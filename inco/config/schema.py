@@ -14,11 +14,9 @@ from inco.config.rules import (
     CHOSEN_PAIRS,
     COUNT,
     INTEGER_OR_AUTO,
-    LEVELS,
     NULL_OR_BOUND,
     NULL_OR_CLIP,
     PAIRS,
-    WEIGHTS,
     above,
     at_least,
     between,
@@ -135,39 +133,6 @@ class Path:
 
 
 @dataclass
-class ResNetFamily:
-    blocks: list[int] = ruled(many(COUNT))
-    widths: list[int] = ruled(many(COUNT))
-    stem: str = ruled(one_of("imagenet", "small"))
-    image_size: int | None = ruled(null_or(COUNT))
-    pretrained: Any = ruled(WEIGHTS)
-    projection_head: str = ruled(one_of("none", "mlp"))
-
-
-@dataclass
-class ViTFamily:
-    depth: int = ruled(COUNT)
-    dim: int = ruled(COUNT)
-    heads: int = ruled(COUNT)
-    patch: int = ruled(COUNT)
-    image_size: int = ruled(COUNT)
-    mlp_ratio: float = ruled(above(0))
-    pretrained: Any = ruled(WEIGHTS)
-    timm_name: str | None = MISSING
-    projection_head: str = ruled(one_of("none", "mlp"))
-
-
-@dataclass
-class Depth:
-    levels: list[Any] = ruled(LEVELS)
-
-
-@dataclass
-class Isolated:
-    levels: list[Any] | None = ruled(null_or(LEVELS))
-
-
-@dataclass
 class FedAvg:
     weighting: str = ruled(one_of("examples", "uniform"))
 
@@ -194,6 +159,7 @@ class FedNova(FedAvg):
 class Moon(FedAvg):
     mu: float = ruled(at_least(0))
     temperature: float = ruled(above(0))
+    allow_moving: bool = MISSING
 
 
 @dataclass
@@ -241,6 +207,7 @@ class Local:
     lr: float = ruled(above(0))
     weight_decay: float = ruled(at_least(0))
     drop_last: bool = MISSING
+    max_grad_norm: float | None = ruled(null_or(above(0)))
     precision: str = ruled(one_of("fp32", "bf16"))
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from inco.accounting import LevelCost, level_cost
 from inco.client import Trainer
 from inco.client_store import ClientStore
 from inco.config.targets import build, locate
@@ -15,11 +18,12 @@ from inco.engine import Engine, Ranks
 from inco.errors import ConfigError
 from inco.evaluate import Evaluator
 from inco.models.base import Family
-from inco.pool import ModelPool, forward_flops
+from inco.pool import ModelPool
 from inco.population import Population
 from inco.seeding import numpy_rng
-from inco.simulator import LevelCost, Simulator
+from inco.simulator import Simulator
 from inco.splits.base import Split
+from inco.static_norm import StaticNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +61,18 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     labels = dataset.train.labels.numpy()
     partition = scheme(labels, len(dataset.classes), settings["num_clients"], numpy_rng(seed, "partition"))
     _check_smallest(partition, family)
-    population = Population(settings["num_clients"], settings["sample_ratio"], partition, capacity, split, seed)
+    has = torch.from_numpy(partition.class_counts(labels, len(dataset.classes)) > 0) if split.masked else None
+    population = Population(settings["num_clients"], settings["sample_ratio"], partition, capacity, split, seed, has)
 
     submodels = population.submodels(0)
-    costs = {
-        level: LevelCost(4 * (sub.params.layout.numel + sub.buffers.layout.numel), forward_flops(sub, recipe.shape))
-        for level, sub in submodels.items()
-    }
+    costs = {level: level_cost(sub, recipe.shape, algorithm) for level, sub in submodels.items()}
     flops = {level: float(cost.flops) for level, cost in costs.items()}
     pool = ModelPool(local, ranks.device, max(sub.params.layout.numel for sub in submodels.values()))
     uplink = build("uplink", settings["uplink"])
-    store = ClientStore(settings["engine"]["state_dir"], capacity.moving or split.moving, split.params.numel, split.buffers.numel)
+    store = ClientStore(settings["engine"]["state_dir"], population.moving, split.params.numel, split.buffers.numel, algorithm.kept_whole)
     trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed, store)
-    evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed)
+    norm = StaticNorm(pool, trainer.train, recipe.train, split.norm.images, seed) if split.norm.kind == "static" else None
+    evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed, norm)
     engine = Engine(
         ranks,
         trainer,
@@ -78,9 +81,10 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         split.buffers,
         algorithm.uploads,
         algorithm.weighting,
-        capacity.sizes(),
+        population.holders(),
         population.cohort_size,
         flops,
+        split.side_size,
     )
     server, diagnostics = build("server", settings["server"]), build("diagnostics", settings["diagnostics"])
     simulator = Simulator(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +17,82 @@ from inco.seeding import seed_for
 from inco.types import Pair
 
 
+class Group(NamedTuple):
+    """Channels that a narrower relative can have fewer of.
+
+    `size`: channels of the global model; `unit`: channels that stay together (an attention head); `of`: this group is `size` / size of that
+    one many copies of another, one after the other (queries, keys and values of the same heads), and follows it.
+    """
+
+    size: int
+    unit: int = 1
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a relative can be beside less deep.
+
+    `sizes`: channels of the groups that it has fewer of; `scale`: activations of narrowed layers are divided by it ("in training" or
+    "always"), HeteroFL's and ScaleFL's Scaler; `batch_stats`: BatchNorm takes the batch at hand, in evaluation too, and keeps no buffers;
+    `exits`: number of blocks, over all groups, after which the global model has an early head. A relative has the heads within
+    its blocks, and where it ends at one, that head is its classifier.
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    scale: float = 1.0
+    scale_when: Literal["training", "always"] = "training"
+    batch_stats: bool = False
+    exits: tuple[int, ...] = ()
+
+
+PLAIN = Form()
+
+
+class Scaler(nn.Module):
+    """Divide by `rate`, in training or always (Diao et al., ICLR 2021, Section 3; Ilhan et al., CVPR 2023). No parameters."""
+
+    def __init__(self, rate: float, when: str) -> None:
+        super().__init__()
+        self.rate, self.always = rate, when == "always"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.rate if self.training or self.always else x
+
+
+def scaler(form: Form) -> nn.Module:
+    """Return the form's scaler; nothing at a rate of 1."""
+    return nn.Identity() if form.scale == 1 else Scaler(form.scale, form.scale_when)
+
+
+def heads_within(form: Form, blocks: int, most: int) -> tuple[list[int], bool]:
+    """Return after which blocks a relative of `blocks` blocks (of `most`) has heads, and whether the last of them is its classifier."""
+    within = [e for e in form.exits if e <= blocks]
+    return within, bool(within) and within[-1] == blocks and blocks < most
+
+
 class Family(Protocol):
-    """A global model and its relatives of other depths.
+    """A global model and its relatives of other depths, and of other widths where it names channel groups.
 
     `recipe`: which published image preparation it takes ("resnet" or "vit"). `blocks`: number of blocks in each group of
-    the global model, e.g. {"layer1": 3, ...}. `min_batch`: the smallest training batch that it bears.
+    the global model, e.g. {"layer1": 3, ...}; `after`: modules that come after all blocks. `min_batch`: the smallest training batch
+    that it bears.
     """
 
     name: str
     recipe: str
     blocks: Mapping[str, int]
+    after: tuple[str, ...]
     image_size: int | None
     min_batch: int
 
-    def build(self, keep: Sequence[int] | None = None) -> nn.Module:
+    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
         """Build the global model, or the relative that keeps the first `keep[i]` blocks of group i."""
         ...
+
+    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+        """Return the channel groups that relatives can have fewer of, by the names that `axes` uses; none by default."""
+        return {}
 
     def level_name(self, keep: Sequence[int]) -> str:
         """Return the short name of a relative, e.g. resnet14."""
@@ -41,7 +102,7 @@ class Family(Protocol):
         """Return the paper's five sizes for this model, smallest first."""
         ...
 
-    def axes(self, keep: Sequence[int] | None = None) -> dict[str, Axes]:
+    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
         """Return the channel group of each dimension of each parameter and buffer."""
         ...
 
@@ -58,8 +119,8 @@ class Family(Protocol):
         ...
 
 
-def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None) -> list[int]:
-    """Return how many blocks of each group to build; all where `keep` is None."""
+def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None, least: int = 1) -> list[int]:
+    """Return how many blocks of each group to build, `least` at least; all where `keep` is None."""
     most = list(blocks.values())
     if keep is None:
         return most
@@ -68,8 +129,8 @@ def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None)
             f"split.levels has an entry {list(keep)} for model={name}: give one number of blocks for each of its "
             f"{len(most)} groups ({', '.join(blocks)})" + ("; use split=layer" if len(most) == 1 else "; use split=stage")
         )
-    if any(not 1 <= k <= m for k, m in zip(keep, most, strict=True)):
-        raise ConfigError(f"split.levels has an entry {list(keep)} for model={name}: each group keeps 1 to {most} blocks")
+    if any(not least <= k <= m for k, m in zip(keep, most, strict=True)):
+        raise ConfigError(f"split.levels has an entry {list(keep)} for model={name}: each group keeps {least} to {most} blocks")
     return list(keep)
 
 
@@ -100,11 +161,16 @@ def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:
     return out
 
 
-def fresh(family: Family, seed: int, keep: Sequence[int] | None = None) -> nn.Module:
+def relative(family: Family, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+    """Build a relative; a family that knows depth alone is not asked for more."""
+    return family.build(keep) if form == PLAIN else family.build(keep, form)
+
+
+def fresh(family: Family, seed: int, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
     """Build a model whose initial weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "init"))
-        return family.build(keep)
+        return relative(family, keep, form)
 
 
 def copy_matching(model: nn.Module, tensors: Mapping[str, Tensor], source: str, head: str) -> None:

@@ -6,67 +6,116 @@ exchanged; the stage-split family is that of Chan et al., ICLR 2024, Appendix H.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
 from inco.errors import ConfigError
 from inco.flat import Axes
-from inco.models.base import check_keep, copy_matching, head_axes, projection, read_weights
+from inco.models.base import PLAIN, Form, Group, check_keep, copy_matching, head_axes, heads_within, projection, read_weights, scaler
 from inco.types import Output, Pair
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: [m, into, h, w] -> [m, out, h/stride, w/stride]."""
+    """Two 3x3 convolutions and a shortcut: [m, into, h, w] -> [m, out, h/stride, w/stride]; `inner` channels between them."""
 
-    def __init__(self, into: int, out: int, stride: int) -> None:
+    def __init__(self, into: int, inner: int, out: int, stride: int, form: Form) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(into, out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out)
-        self.relu = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(into, inner, 3, stride, 1, bias=False)
+        self.bn1 = _batch_norm(inner, form)
+        self.conv2 = nn.Conv2d(inner, out, 3, 1, 1, bias=False)
+        self.bn2 = _batch_norm(out, form)
+        self.relu, self.scaler = nn.ReLU(inplace=True), scaler(form)
         self.downsample = None
-        if stride != 1 or into != out:
-            self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        if stride != 1:  # the first block of a stage but the first; the stem has the width of the first stage
+            self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), _batch_norm(out, form))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+        out = self.relu(self.bn1(self.scaler(self.conv1(x))))
+        return self.relu(self.bn2(self.scaler(self.conv2(out))) + shortcut)
+
+
+class ExitHead(nn.Module):
+    """An early classifier: three 3x3 convolutions, the mean over the map, a linear layer (Ilhan et al., CVPR 2023, published code)."""
+
+    def __init__(self, into: int, inner: Sequence[int], num_classes: int, form: Form) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 1, 1, bias=False) for a, b in pairwise([into, *inner]))
+        self.norms = nn.ModuleList(_batch_norm(c, form) for c in inner)
+        self.relu, self.scaler = nn.ReLU(inplace=True), scaler(form)
+        self.fc = nn.Linear(inner[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Output:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.relu(norm(self.scaler(conv(x))))
+        features = x.mean((2, 3))
+        return Output(self.fc(features), features)
 
 
 class ResNet(nn.Module):
-    """A stem, stages `layer1`, `layer2`, ... and a linear classifier: [m, channels, h, w] -> Output."""
+    """A stem, stages `layer1`, `layer2`, ... and a linear classifier: [m, channels, h, w] -> Output.
+
+    `keep`: blocks of each stage; `sizes`: channels of each group; `exits`: stage and number of its blocks after which each early head
+    stands; `ends`: the last of them is the classifier.
+    """
 
     def __init__(
-        self, blocks: Sequence[int], widths: Sequence[int], stem: str, channels: int, num_classes: int, projection_head: str = "none"
+        self,
+        keep: Sequence[int],
+        sizes: Mapping[str, int],
+        stem: str,
+        channels: int,
+        num_classes: int,
+        projection_head: str = "none",
+        form: Form = PLAIN,
+        exits: Sequence[tuple[int, int]] = (),
+        ends: bool = False,
     ) -> None:
         super().__init__()
-        large = stem == "imagenet"
-        self.conv1 = nn.Conv2d(channels, widths[0], 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        large, width = stem == "imagenet", sizes["layer1"]
+        self.conv1 = nn.Conv2d(channels, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
+        self.bn1 = _batch_norm(width, form)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        into, self.stages = widths[0], []
-        for s, (depth, out) in enumerate(zip(blocks, widths, strict=True), start=1):
-            stride = 1 if s == 1 else 2
-            stage = nn.Sequential(*(BasicBlock(out if b else into, out, 1 if b else stride) for b in range(depth)))
-            self.add_module(f"layer{s}", stage)
-            self.stages.append(f"layer{s}")
-            into = out
-        self.projection, seen = projection(into, projection_head)
-        self.fc = nn.Linear(seen, num_classes)
+        self.scaler, self.stages, self.ends = scaler(form), [], ends
+        into = width
+        for s, depth in enumerate(keep, start=1):
+            name, blocks = f"layer{s}", []
+            for b in range(depth):
+                stride = 2 if s > 1 and b == 0 else 1
+                blocks.append(BasicBlock(into, sizes[f"{name}.{b}"], sizes[name], stride, form))
+                into = sizes[name]
+            self.add_module(name, nn.Sequential(*blocks))
+            self.stages.append(name)
+        if not ends:
+            self.projection, seen = projection(into, projection_head)
+            self.fc = nn.Linear(seen, num_classes)
+        self._heads = {place: j for j, place in enumerate(exits)}
+        self.exits = nn.ModuleList(
+            ExitHead(sizes[f"layer{s}"], [sizes[f"exits.{j}.{k}"] for k in range(3)], num_classes, form) for j, (s, _) in enumerate(exits)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Output:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in self.stages:
-            x = self.get_submodule(stage)(x)
+        x = self.maxpool(self.relu(self.bn1(self.scaler(self.conv1(x)))))
+        early: list[Tensor] = []
+        for s, stage in enumerate(self.stages, start=1):
+            for b, block in enumerate(self.get_submodule(stage).children(), start=1):
+                x = block(x)
+                head = self._heads.get((s, b))
+                if head is not None and (self.training or self.ends):
+                    last = self.ends and head == len(self.exits) - 1
+                    if last:
+                        logits, features, _ = self.exits[head](x)
+                        return Output(logits, features, tuple(early))
+                    if self.training:
+                        early.append(self.exits[head](x).logits)
         features = self.projection(x.mean((2, 3)))
-        return Output(self.fc(features), features)
+        return Output(self.fc(features), features, tuple(early))
 
 
 class ResNetFamily:
@@ -79,6 +128,7 @@ class ResNetFamily:
     """
 
     recipe = "resnet"
+    after = ("projection", "fc")
     min_batch = 2  # BatchNorm over one 1x1 feature map of one image has no variance
 
     def __init__(
@@ -104,9 +154,35 @@ class ResNetFamily:
         self.channels, self.num_classes, self.projection_head = shape[0], num_classes, projection_head
         self.name = self.level_name(list(blocks))
 
-    def build(self, keep: Sequence[int] | None = None) -> nn.Module:
-        kept = check_keep(self.name, self.blocks, keep)
-        return ResNet(kept, self.widths, self.stem, self.channels, self.num_classes, self.projection_head)
+    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+        kept = self._kept(keep, form)
+        sizes = {name: form.sizes.get(name, group.size) for name, group in self.groups(form).items()}
+        exits, ends = self._exits(kept, form)
+        return ResNet(kept, sizes, self.stem, self.channels, self.num_classes, self.projection_head, form, exits, ends)
+
+    def _kept(self, keep: Sequence[int] | None, form: Form) -> list[int]:
+        return check_keep(self.name, self.blocks, keep, least=0 if form.exits else 1)
+
+    def _exits(self, kept: Sequence[int], form: Form) -> tuple[list[tuple[int, int]], bool]:
+        """Where the heads of a relative stand, as (stage, number of its blocks), and whether the last is its classifier."""
+        within, ends = heads_within(form, sum(kept), sum(self.blocks.values()))
+        return [self._place(after) for after in within], ends
+
+    def _place(self, after: int) -> tuple[int, int]:
+        for s, depth in enumerate(self.blocks.values(), start=1):
+            if after <= depth:
+                return s, after
+            after -= depth
+        raise ConfigError(f"split.exits has a head after more blocks than the {sum(self.blocks.values())} of {self.name}; list fewer")
+
+    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+        """`layerS` is a stage's residual stream (the stem's is layer1), `layerS.B` the inside of a block, `exits.J.K` that of a head."""
+        out: dict[str, Group] = {}
+        for (stage, depth), width in zip(self.blocks.items(), self.widths, strict=True):
+            out |= {stage: Group(width)} | {f"{stage}.{b}": Group(width) for b in range(depth)}
+        for j, after in enumerate(form.exits):
+            out |= {f"exits.{j}.{k}": Group(self.widths[self._place(after)[0] - 1]) for k in range(3)}
+        return out
 
     def level_name(self, keep: Sequence[int]) -> str:
         return f"resnet{2 + 2 * sum(keep)}"
@@ -118,28 +194,37 @@ class ResNetFamily:
             raise ConfigError(f"split.levels=null: the paper gives no sizes for {self.name}; list blocks per stage yourself")
         return [list(level) for level in table]
 
-    def axes(self, keep: Sequence[int] | None = None) -> dict[str, Axes]:
-        """Name channel groups: `layerS` is a stage's residual stream, `layerS.B` the inside of a block; the stem's is layer1."""
+    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
+        """Name channel groups, as `groups` does; "image" and "classes" are never cut."""
         out: dict[str, Axes] = {}
         _conv(out, "conv1", "layer1", "image")
         _norm(out, "bn1", "layer1")
-        into = "layer1"
-        for s, (stream, depth) in enumerate(zip(self.blocks, check_keep(self.name, self.blocks, keep), strict=True)):
+        into, kept = "layer1", self._kept(keep, form)
+        for s, (stream, depth) in enumerate(zip(self.blocks, kept, strict=True), start=1):
             for b in range(depth):
                 block = f"{stream}.{b}"
                 _conv(out, f"{block}.conv1", block, into if b == 0 else stream)
                 _norm(out, f"{block}.bn1", block)
                 _conv(out, f"{block}.conv2", stream, block)
                 _norm(out, f"{block}.bn2", stream)
-                if b == 0 and s > 0:
+                if b == 0 and s > 1:
                     _conv(out, f"{block}.downsample.0", stream, into)
                     _norm(out, f"{block}.downsample.1", stream)
-            into = stream
-        return out | head_axes("fc", into, self.projection_head)
+            into = stream if depth else into
+        exits, ends = self._exits(kept, form)
+        for j, (s, _) in enumerate(exits):
+            takes = f"layer{s}"
+            for k in range(3):
+                _conv(out, f"exits.{j}.convs.{k}", f"exits.{j}.{k}", takes)
+                takes = f"exits.{j}.{k}"
+                _norm(out, f"exits.{j}.norms.{k}", takes)
+            out |= head_axes(f"exits.{j}.fc", takes, "none")
+        return out if ends else out | head_axes("fc", into, self.projection_head)
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
         """One tap a stage: its last block's output."""
-        return {stage: stage for stage in self.blocks}
+        kept = check_keep(self.name, self.blocks, keep, least=0)
+        return {stage: f"{stage}.{depth - 1}" for stage, depth in zip(self.blocks, kept, strict=True) if depth}
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         """Official: every later block's convolutions from the first block's second. Paper: from the first of equal shape."""
@@ -156,6 +241,10 @@ class ResNetFamily:
     def load_pretrained(self, model: nn.Module) -> None:
         if self.pretrained:
             copy_matching(model, read_weights(str(self.pretrained)), str(self.pretrained), head="fc.")
+
+
+def _batch_norm(channels: int, form: Form) -> nn.Module:
+    return nn.BatchNorm2d(channels, track_running_stats=not form.batch_stats)
 
 
 def _conv(out: dict[str, Axes], name: str, produces: str, takes: str) -> None:

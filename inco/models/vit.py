@@ -11,27 +11,82 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from inco.errors import ConfigError, DataError
 from inco.flat import Axes
-from inco.models.base import check_keep, copy_matching, head_axes, projection, read_weights
+from inco.models.base import (
+    PLAIN,
+    Form,
+    Group,
+    check_keep,
+    copy_matching,
+    head_axes,
+    heads_within,
+    projection,
+    read_weights,
+    scaler,
+)
 from inco.types import Output, Pair
 
 
-class ViT(VisionTransformer):
-    """timm's VisionTransformer that also returns what the classifier sees: [m, C, S, S] -> Output."""
+class ExitHead(nn.Module):
+    """An early classifier: the norm of the class token, and a linear layer. [m, tokens, dim] -> Output."""
 
-    def __init__(self, projection_head: str, num_classes: int, **settings: Any) -> None:
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Output:
+        features = self.norm(x[:, 0])
+        return Output(self.fc(features), features)
+
+
+class ViT(VisionTransformer):
+    """timm's VisionTransformer that also returns what the classifier sees: [m, C, S, S] -> Output.
+
+    `exits`: blocks after which early heads stand; `ends`: the last of them is the classifier.
+    """
+
+    def __init__(self, projection_head: str, num_classes: int, exits: Sequence[int] = (), ends: bool = False, **settings: Any) -> None:
         super().__init__(num_classes=num_classes, **settings)
         self.projection, seen = projection(self.embed_dim, projection_head)
         if projection_head != "none":
             self.head = nn.Linear(seen, num_classes)
+        self.ends, self._heads = ends, {after: j for j, after in enumerate(exits)}
+        self.exits = nn.ModuleList(ExitHead(self.embed_dim, num_classes) for _ in exits)
+        if ends:
+            del self.norm, self.head, self.projection
 
     def forward(self, x: Tensor) -> Output:  # type: ignore[override]  # what the house asks of a model
+        if self._heads:
+            return self._with_exits(x)
         features = self.projection(self.forward_head(self.forward_features(x), pre_logits=True))
         return Output(self.head(features), features)
+
+    def _with_exits(self, x: Tensor) -> Output:
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+        early: list[Tensor] = []
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if number in self._heads:
+                head = self.exits[self._heads[number]]
+                if self.ends and number == len(self.blocks):
+                    logits, features, _ = head(x)
+                    return Output(logits, features, tuple(early))
+                if self.training:
+                    early.append(head(x).logits)
+        features = self.projection(self.forward_head(self.norm(x), pre_logits=True))
+        return Output(self.head(features), features, tuple(early))
+
+    def narrow(self, block: int, heads: int, head_dim: int, hidden: int, form: Form) -> None:
+        """Give a block fewer heads and a narrower MLP."""
+        attn = Attention(self.embed_dim, heads, attn_head_dim=head_dim, qkv_bias=True)
+        mlp = Mlp(self.embed_dim, hidden)
+        attn.norm, mlp.norm = scaler(form), scaler(form)  # timm's places for a norm of what is narrowed
+        self.blocks[block].attn, self.blocks[block].mlp = attn, mlp
 
 
 class ViTFamily:
@@ -43,6 +98,7 @@ class ViTFamily:
     """
 
     recipe = "vit"
+    after = ("norm", "projection", "head")
     min_batch = 1
 
     def __init__(
@@ -75,10 +131,13 @@ class ViTFamily:
         self.channels, self.num_classes, self.projection_head = shape[0], num_classes, projection_head
         self.name = self.level_name([depth])
 
-    def build(self, keep: Sequence[int] | None = None) -> nn.Module:
+    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
         (depth,) = check_keep(self.name, self.blocks, keep)
-        return ViT(
+        exits, ends = heads_within(form, depth, self.blocks["blocks"])
+        model = ViT(
             self.projection_head,
+            exits=exits,
+            ends=ends,
             img_size=self.image_size,
             patch_size=self.patch,
             in_chans=self.channels,
@@ -88,6 +147,20 @@ class ViTFamily:
             num_heads=self.heads,
             mlp_ratio=self.mlp_ratio,
         )
+        for b in range(depth) if form.sizes else ():
+            size, unit = form.sizes.get(f"blocks.{b}.heads", self.dim), self.dim // self.heads
+            model.narrow(b, size // unit, unit, form.sizes.get(f"blocks.{b}.mlp", int(self.dim * self.mlp_ratio)), form)
+        return model
+
+    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+        """Each block's attention heads, which stay whole, and the inside of its MLP. The residual stream is never cut."""
+        out = {}
+        for b in range(self.blocks["blocks"]):
+            heads = f"blocks.{b}.heads"
+            out[heads] = Group(self.dim, unit=self.dim // self.heads)
+            out[f"blocks.{b}.qkv"] = Group(3 * self.dim, of=heads)
+            out[f"blocks.{b}.mlp"] = Group(int(self.dim * self.mlp_ratio))
+        return out
 
     def level_name(self, keep: Sequence[int]) -> str:
         return f"vit{keep[0]}"
@@ -98,7 +171,7 @@ class ViTFamily:
             raise ConfigError(f"split.levels=null: the paper gives sizes for 12 blocks, model.depth={self.blocks['blocks']}; list them")
         return [[depth] for depth in range(8, 13)]
 
-    def axes(self, keep: Sequence[int] | None = None) -> dict[str, Axes]:
+    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
         """Name channel groups: `embed` is the residual stream; a block has `qkv` (3 x heads x head size), `heads` and `mlp`."""
         out: dict[str, Axes] = {
             "cls_token": (None, None, "embed"),
@@ -115,6 +188,12 @@ class ViTFamily:
             _norm(out, f"{block}.norm2")
             _linear(out, f"{block}.mlp.fc1", f"{block}.mlp", "embed")
             _linear(out, f"{block}.mlp.fc2", "embed", f"{block}.mlp")
+        exits, ends = heads_within(form, depth, self.blocks["blocks"])
+        for j in range(len(exits)):
+            _norm(out, f"exits.{j}.norm")
+            out |= head_axes(f"exits.{j}.fc", "embed", "none")
+        if ends:
+            return out
         _norm(out, "norm")
         return out | head_axes("head", "embed", self.projection_head)
 

@@ -1,80 +1,160 @@
-"""What a split is, and the sub-models that are one global model cut by blocks."""
+"""What a split is, and the sub-models that are one global model cut by blocks and by channels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from inco.errors import ConfigError
 from inco.flat import Layout, Slice, layouts_of
-from inco.models.base import Family, fresh
-from inco.types import Pair, SubModel
+from inco.models.base import PLAIN, Family, Form, fresh, relative
+from inco.types import Aggregate, ClassRows, Objective, Pair, SubModel, cross_entropy
 
 
-class Split(Protocol):
+@dataclass(frozen=True)
+class Norm:
+    """Where BatchNorm's statistics come from when a sub-model is scored; models without BatchNorm have none.
+
+    `kind`: "aggregated", running statistics travel with the weights and are averaged over their holders; "static", measured anew at each
+    scoring, on `images` images of the training set (None: all), in training mode (Diao et al., ICLR 2021); "batch", those of the
+    test images at hand. With the last two, nothing travels.
+    """
+
+    kind: str = "aggregated"
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("aggregated", "static", "batch"):
+            raise ConfigError(f"split.bn={self.kind}: must be aggregated, static or batch")
+
+
+class Split(ABC):
     """A way to give each level of clients a part of the server's vectors.
 
     `names`: short names of the levels, smallest first; `params`, `buffers`: layouts of the server's vectors, [P] and [B];
-    `moving`: whether what a level holds changes from round to round.
+    `moving`: whether what a level holds changes from round to round; `norm`: how BatchNorm is scored; `side_size`: entries Q of
+    the vector in which sub-models' side sums are averaged; `masked`: whether tasks are to say which classes a client has.
     """
-
-    moving: bool
 
     names: tuple[str, ...]
     params: Layout
     buffers: Layout
+    moving: bool = False
+    norm: Norm = Norm()
+    side_size: int = 0
+    masked: bool = False
 
+    @abstractmethod
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return the server's first parameters [P] and buffers [B]; they depend on the seed alone."""
-        ...
 
+    @abstractmethod
     def submodel(self, level: int, round: int) -> SubModel:
-        """Return what clients of a level (0 is the smallest) hold in a round."""
-        ...
+        """Return what clients of a level (0 is the smallest) hold in a round (from 1; 0 stands for the first)."""
 
+    @abstractmethod
     def pairs(self, style: str) -> tuple[Pair, ...]:
         """Return the cross-layer pairs among the server's tensors."""
-        ...
+
+    def init_server(self) -> dict[str, Tensor]:
+        """Return the split's own vectors at the server before the first round."""
+        return {}
+
+    def server_update(self, server: dict[str, Tensor], update: Tensor, aggregate: Aggregate) -> Tensor:
+        """Return what the server is about to add, [P], from the algorithm's `update`; before the transform."""
+        return update
 
 
-class BlockSplit:
-    """A global model and its relatives that keep the first blocks of each group. `levels`: blocks kept, smallest first."""
+class Cut(NamedTuple):
+    """One level of a global model: its short name, blocks kept in each group, and its form."""
 
-    moving = False
+    name: str
+    keep: Sequence[int]
+    form: Form = PLAIN
 
-    def __init__(self, family: Family, levels: Sequence[Sequence[int]]) -> None:
-        self.family = family
-        self.names = _names(family, levels)
-        self.params, self.buffers = layouts_of(family.build(), family.axes())
-        self._submodels = [self._cut(level, list(keep)) for level, keep in enumerate(levels)]
 
-    def _cut(self, level: int, keep: list[int]) -> SubModel:
-        params, buffers = layouts_of(self.family.build(keep), self.family.axes(keep))
-        held, stats = Slice.by_name(self.params, params), Slice.by_name(self.buffers, buffers)
-        return SubModel(level, self.names[level], partial(self.family.build, keep), held, stats)
+class Relatives(Split):
+    """One global model of form `whole`, and for each level a relative of it: the first blocks of each group, some of the channels."""
+
+    def __init__(
+        self, family: Family, cuts: Sequence[Cut], whole: Form = PLAIN, norm: Norm | None = None, objective: Objective = cross_entropy
+    ) -> None:
+        self.norm = norm or Norm()
+        batch_stats = self.norm.kind != "aggregated"
+        self.family, self.whole, self.objective = family, replace(whole, batch_stats=batch_stats), objective
+        self.cuts = [c._replace(form=replace(c.form, batch_stats=batch_stats)) for c in cuts]
+        self.names = tuple(c.name for c in cuts)
+        self.params, self.buffers = self._layouts(None, self.whole)
+        self._parts = [self._layouts(c.keep, c.form) for c in self.cuts]
+        self._kept: dict[int, tuple[int, SubModel]] = {}
+
+    def _layouts(self, keep: Sequence[int] | None, form: Form) -> tuple[Layout, Layout]:
+        with torch.device("meta"):
+            model = relative(self.family, keep, form)
+        return layouts_of(model, self.family.axes(keep) if form == PLAIN else self.family.axes(keep, form))
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
-        model = fresh(self.family, seed)
+        model = fresh(self.family, seed, form=self.whole)
         self.family.load_pretrained(model)
         return self.params.pack(dict(model.named_parameters())), self.buffers.pack(dict(model.named_buffers()))
 
     def submodel(self, level: int, round: int) -> SubModel:
-        return self._submodels[level]
+        made = self._phase(round)
+        if level not in self._kept or self._kept[level][0] != made:
+            self._kept[level] = made, self._make(level, made)
+        return self._kept[level][1]
+
+    def _phase(self, round: int) -> int:
+        """Return what of a round matters for who holds what; nothing here."""
+        return 0
+
+    def _channels(self, level: int, phase: int) -> Mapping[str, Tensor]:
+        """Return the channels of each group that a level holds; groups not named are held whole."""
+        return {}
+
+    def _make(self, level: int, phase: int) -> SubModel:
+        cut, (params, buffers) = self.cuts[level], self._parts[level]
+        channels = self._channels(level, phase)
+        held, stats = Slice.by_axes(self.params, params, channels), Slice.by_axes(self.buffers, buffers, channels)
+        return SubModel(level, cut.name, partial(relative, self.family, cut.keep, cut.form), held, stats, self.objective)
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         return self.family.pairs(style)
 
 
-def _names(family: Family, levels: Sequence[Sequence[int]]) -> tuple[str, ...]:
+def class_rows(part: Slice) -> ClassRows:
+    """Return the parameters of a sub-model whose first dimension is the classes."""
+    local, owner = [], []
+    for e in part.layout.entries.values():
+        if e.axes[:1] == ("classes",):
+            local.append(torch.arange(e.offset, e.offset + e.numel))
+            owner.append(torch.arange(e.shape[0]).repeat_interleave(e.numel // e.shape[0]))
+    positions = torch.cat(local)
+    return ClassRows(positions, part.index[positions], torch.cat(owner))
+
+
+class BlockSplit(Relatives):
+    """A global model and its relatives that keep the first blocks of each group. `levels`: blocks kept, smallest first."""
+
+    def __init__(self, family: Family, levels: Sequence[Sequence[int]], norm: Norm | None = None) -> None:
+        cuts = [Cut(name, list(keep)) for name, keep in zip(depth_names(family, levels), levels, strict=True)]
+        super().__init__(family, cuts, norm=norm)
+
+
+def depth_names(family: Family, levels: Sequence[Sequence[int]]) -> tuple[str, ...]:
     """Short names of the levels; where two relatives have one name, the blocks kept are added."""
     names = [family.level_name(keep) for keep in levels]
     return tuple(n if names.count(n) == 1 else f"{n}({'-'.join(map(str, k))})" for n, k in zip(names, levels, strict=True))
 
 
 class Whole(BlockSplit):
-    """Every client holds the whole global model."""
+    """Every client holds the whole global model. `bn`, `bn_images`: see `Norm`."""
 
-    def __init__(self, *, family: Family) -> None:
-        super().__init__(family, [list(family.blocks.values())])
+    def __init__(self, bn: str = "aggregated", bn_images: int | None = None, *, family: Family) -> None:
+        super().__init__(family, [list(family.blocks.values())], Norm(bn, bn_images))

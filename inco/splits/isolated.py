@@ -11,22 +11,28 @@ from torch import Tensor
 from inco.flat import Layout, Slice
 from inco.models.base import Family
 from inco.seeding import seed_for
+from inco.splits.base import Norm, Split
 from inco.splits.depth import Depth
 from inco.types import Pair, SubModel
 
 
-class Isolated:
+class Isolated(Split):
     """One separate server model for each level; the server's vectors hold them one after the other.
 
-    `levels`: as for the stage and layer splits; null takes the paper's five sizes of the model.
+    `levels`: as for the stage and layer splits; null takes the paper's five sizes of the model. `bn`, `bn_images`: see `Norm`.
     """
 
-    moving = False
-
-    def __init__(self, levels: Sequence[Sequence[int] | int] | None = None, *, family: Family) -> None:
+    def __init__(
+        self,
+        levels: Sequence[Sequence[int] | int] | None = None,
+        bn: str = "aggregated",
+        bn_images: int | None = None,
+        *,
+        family: Family,
+    ) -> None:
         table = [[k] if isinstance(k, int) else list(k) for k in (family.depth_levels() if levels is None else levels)]
-        self.family, self._table = family, table
-        shared = Depth(table, family=family)
+        self.family, self._table, self.norm = family, table, Norm(bn, bn_images)
+        shared = Depth(table, bn, bn_images, family=family)
         self.names = shared.names
         cuts = [shared.submodel(level, 0) for level in range(len(table))]
         self.params = Layout.concat({_place(s): s.params.layout for s in cuts})
@@ -42,7 +48,7 @@ class Isolated:
         )
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
-        starts = [Depth([keep], family=self.family) for keep in self._table]
+        starts = [Depth([keep], self.norm.kind, family=self.family) for keep in self._table]
         firsts = [_initial(start, seed_for(seed, "init", level)) for level, start in enumerate(starts)]
         return torch.cat([w for w, _ in firsts]), torch.cat([b for _, b in firsts])
 

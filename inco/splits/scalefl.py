@@ -1,0 +1,92 @@
+"""ScaleFL: smaller clients hold fewer channels and fewer blocks, and every depth has a classifier of its own that the deepest teaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from inco.errors import ConfigError
+from inco.models.base import Family, Form
+from inco.objectives import SelfDistillation
+from inco.splits.base import Cut, Norm, Relatives
+from inco.splits.width import channels_of, groups_of, leading, narrowed
+
+
+class ScaleFL(Relatives):
+    """Level l holds the first int(s_l C) channels of every layer, the blocks up to its last exit, and the exits on the way.
+
+    `levels`: [rate s_l, number of exits h_l] of each level, smallest first; the global model's own classifier counts as the last exit.
+    `exits`: after how many blocks of the whole model the early exits stand. Null takes the published ones: four levels, of which a
+    ResNet's have rates .7, .7, .75 and 1 and exits at 30, 38 and 46 of 54 blocks, here in proportion; a ViT's .4, .55, .75 and 1, after
+    4, 6 and 9 of 12.
+    `gamma`, `temperature`, `reduction`, `detach`, `start`: see `SelfDistillation`. `scaler`: divide activations by the rate, in
+    evaluation too. `bn`, `bn_images`: see `Norm`.
+    Ilhan et al., ScaleFL, CVPR 2023, and its published code.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Sequence[float]] | None = None,
+        exits: Sequence[int] | None = None,
+        gamma: float = 0.05,
+        temperature: float = 3.0,
+        reduction: str = "mean",
+        detach: bool = False,
+        start: int = 1,
+        scaler: bool = True,
+        bn: str = "batch",
+        bn_images: int | None = None,
+        *,
+        family: Family,
+    ) -> None:
+        most = sum(family.blocks.values())
+        rates, places = published(family.recipe, most)
+        places = places if exits is None else [*exits, most]
+        table = [(r, h) for h, r in enumerate(rates, start=1)] if levels is None else [(float(r), int(h)) for r, h in levels]
+        _check(table, places, most)
+        self.groups = groups_of(family, Form(exits=tuple(places[:-1])), "scalefl")
+        self.sizes = [narrowed(self.groups, rate, math.floor) for rate, _ in table]
+        early, cuts = tuple(places[:-1]), []
+        for (rate, count), sizes in zip(table, self.sizes, strict=True):
+            narrow = Form(sizes, rate if scaler else 1.0, "always") if rate < 1 else Form()
+            form = Form(narrow.sizes, narrow.scale, narrow.scale_when, exits=early)
+            cuts.append(Cut(_name(rate, count, len(places)), _first_blocks(family, places[count - 1]), form))
+        objective = SelfDistillation(gamma, temperature, reduction, detach, start)  # type: ignore[arg-type]
+        super().__init__(family, cuts, Form(exits=early), Norm(bn, bn_images), objective)
+
+    def _channels(self, level: int, phase: int) -> Mapping[str, Tensor]:
+        return channels_of(self.groups, self.sizes[level], leading)
+
+
+def published(recipe: str, blocks: int) -> tuple[list[float], list[int]]:
+    """Return the rates and exits (the last is the end) of the published code for a kind of model, exits in proportion to its blocks."""
+    if recipe == "vit":
+        rates, shares = [0.4, 0.55, 0.75, 1.0], [4 / 12, 6 / 12, 9 / 12, 1]
+    else:
+        rates, shares = [0.7, 0.7, 0.75, 1.0], [30 / 54, 38 / 54, 46 / 54, 1]
+    return rates, [round(share * blocks) for share in shares]
+
+
+def _name(rate: float, exits: int, most: int) -> str:
+    return f"x{exits}w{rate:g}" if exits < most or rate < 1 else f"x{exits}"
+
+
+def _first_blocks(family: Family, count: int) -> list[int]:
+    """Blocks of each group among the first `count` of the whole model."""
+    keep = []
+    for depth in family.blocks.values():
+        keep.append(min(depth, count))
+        count -= keep[-1]
+    return keep
+
+
+def _check(table: Sequence[tuple[float, int]], places: Sequence[int], most: int) -> None:
+    if any(a >= b for a, b in pairwise(places)) or places[0] < 1:
+        raise ConfigError(f"split.exits={places[:-1]}: list them in order, each after 1 to {most - 1} of the model's {most} blocks")
+    if not table or any(not 0 < rate <= 1 or not 1 <= h <= len(places) for rate, h in table):
+        raise ConfigError(f"split.levels={table}: give [rate, exits] a level; rates are above 0 and at most 1, exits 1 to {len(places)}")
+    if any(a >= b for a, b in pairwise((h, rate) for rate, h in table)):
+        raise ConfigError(f"split.levels={table}: list the levels smallest first, by exits and then by rate")

@@ -1,0 +1,62 @@
+"""Every algorithm on every split: equal bits on one, two and three workers, and after a stop and another number of workers.
+
+Workers are real processes with real collectives, started once for all combinations; `test_engine.py` and `test_interruptions.py` start
+them as a user does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT, TINY, TINY_VIT
+
+SGD = ("local=sgd", "local.momentum=0", "local.weight_decay=0")
+UNEVEN = ("partition=quantity", "partition.min_size=2", "sample_ratio=0.8")  # with equal clients FedNova would be FedAvg
+ALGORITHMS = ("fedavg", "fedprox", "scaffold", "fednova", "moon", "feddyn")
+SPLITS = ("none", "isolated", "stage", "width", "rolling", "scalefl", "inclusive")
+
+
+def settings(algorithm: str, split: str) -> list[str]:
+    """A tiny run; by turns with InCo and without, so that all pairs of choices are met."""
+    turn = (ALGORITHMS.index(algorithm) + SPLITS.index(split)) % 2
+    return [*TINY, *SGD, *UNEVEN, f"algorithm={algorithm}", f"split={split}", f"transform={('none', 'inco')[turn]}"]
+
+
+MATRIX = {f"{a}-{s}": settings(a, s) for a, s in itertools.product(ALGORITHMS, SPLITS)}
+MATRIX |= {f"scaffold-{s}-vit": [*TINY_VIT, *SGD, "algorithm=scaffold", f"split={s}", "transform=inco"] for s in ("layer", "rolling")}
+MATRIX |= {"static": [*TINY, "split=stage", "split.bn=static", "capacity=resampled"]}
+
+
+def start(folder: Path, world: int, phases: list[str]) -> dict[str, Any]:
+    """Run the matrix on `world` ranks and return what they found."""
+    task = folder / f"task{world}.json"
+    task.write_text(json.dumps([(name, overrides, phases) for name, overrides in MATRIX.items()]))
+    program = str(Path(__file__).with_name("rank_program.py"))
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, program]
+    ranks = [subprocess.Popen([*command, str(r), str(world), str(folder), str(task)], env=env, cwd=folder) for r in range(world)]
+    assert [rank.wait(timeout=800) for rank in ranks] == [0] * world
+    return json.loads((folder / f"found{world}.json").read_text())
+
+
+@pytest.mark.timeout(1800)
+def test_every_algorithm_on_every_split_on_any_number_of_workers(tmp_path: Path) -> None:
+    two = start(tmp_path, 2, ["whole", "part"])
+    one = start(tmp_path, 1, ["whole", "rest"])
+    three = start(tmp_path, 3, ["whole"])
+    for name in MATRIX:
+        whole = one[f"{name} whole"]
+        assert two[f"{name} whole"] == whole, f"{name}: two workers are not one"
+        assert three[f"{name} whole"] == whole, f"{name}: three workers are not one"
+        assert one[f"{name} rest"]["weights"] == whole["weights"], f"{name}: a round on two workers and one on one are not two on one"
+        assert two[f"{name} part"]["rows"] + one[f"{name} rest"]["rows"] == whole["rows"], name
+    # with one client a size, isolated, SCAFFOLD's c is that client's c_i and corrects nothing; all others are methods of their own
+    assert one["scaffold-isolated whole"]["weights"] == one["fedavg-isolated whole"]["weights"]
+    assert len({one[f"{name} whole"]["weights"] for name in MATRIX}) == len(MATRIX) - 1
