@@ -132,11 +132,20 @@ class Simulator:
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:
         """Loss, traffic and arithmetic of the cohort. A training step is counted as three forward passes."""
         seen = sum(row.examples for row in aggregate.clients)
+        names = self.population.split.names
+        work = {
+            "comm/up_bytes": [self.costs[t.level].up_bytes for t in tasks],
+            "comm/down_bytes": [self.costs[t.level].down_bytes for t in tasks],
+            "compute/flops": [3 * self.costs[t.level].train_flops * self.images_trained(len(t.examples)) for t in tasks],
+        }
+        by_level: Metrics = {}
+        for key, numbers in work.items():
+            for level in sorted({t.level for t in tasks}):
+                by_level[f"{key}/{names[level]}"] = sum(n for t, n in zip(tasks, numbers, strict=True) if t.level == level)
         return {
             "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen,
-            "comm/up_bytes": sum(self.costs[t.level].up_bytes for t in tasks),
-            "comm/down_bytes": sum(self.costs[t.level].down_bytes for t in tasks),
-            "compute/flops": sum(3 * self.costs[t.level].train_flops * self.images_trained(len(t.examples)) for t in tasks),
+            **{key: sum(numbers) for key, numbers in work.items()},
+            **by_level,
         }
 
     @staticmethod

@@ -290,3 +290,29 @@ def test_scoring_leaves_training_alone_and_tells_a_broken_model() -> None:
     nan[SUBS[0].params.index[-1]] = float("nan")
     score = shared.scores(shared.score(units, SUBS, nan, b, 1))[0]
     assert score.loss != score.loss and score.count == len(TEST.labels)
+
+
+def test_a_clients_vectors_are_gone_when_it_has_been_trained() -> None:
+    """No reference cycle keeps them until Python's collector comes by: they are as large as the model."""
+    import gc
+    import weakref
+
+    from support import TINY, simulate
+
+    from inco.algorithms.scaffold import Scaffold
+
+    seen: list[weakref.ref] = []
+    start = Scaffold.local_start
+
+    def watch(self: Scaffold, run: LocalRun) -> None:
+        seen.append(weakref.ref(run))
+        start(self, run)
+
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Scaffold, "local_start", watch)
+            simulate(*TINY, "algorithm=scaffold", "local=sgd", "local.momentum=0", rounds=1)
+        assert len(seen) == 5 and all(ref() is None for ref in seen)
+    finally:
+        gc.enable()

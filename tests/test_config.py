@@ -39,6 +39,14 @@ def test_every_option_composes_and_is_valid(group: str, option: str) -> None:
     assert validate(composed(group, option)) == []
 
 
+@pytest.mark.parametrize("algorithm", ["scaffold", "fednova"])
+def test_the_papers_experiments_run_every_method_with_adam(algorithm: str) -> None:
+    assert settings_of("experiment=table2_resnet", f"algorithm={algorithm}")["algorithm"]["allow_adam"] is True
+    assert validate(settings_of("experiment=table2_resnet", f"algorithm={algorithm}")) == []
+    assert settings_of(f"algorithm={algorithm}")["algorithm"]["allow_adam"] is False
+    assert validate(settings_of(f"algorithm={algorithm}")) != []
+
+
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in GROUPS])
 def test_yaml_schema_and_constructor_agree(group: str, option: str) -> None:
     """Every key is an argument that the class takes, every argument has a key, and the schema checks each."""

@@ -256,7 +256,7 @@ class Session:
 
 def _header(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     population, held = run.simulator.population, run.partition.sizes
-    models = ", ".join(f"{run.split.names[level]} ({sizes(run)[f'params/{run.split.names[level]}']:,})" for level in run.costs)
+    models = ", ".join(f"{run.split.names[level]} ({cost.params:,})" for level, cost in run.costs.items())
     return {
         "dataset": f"{run.dataset.name}: {len(run.dataset.train.labels):,} training, {len(run.dataset.test.labels):,} test images",
         "clients": f"{population.num_clients:,}, {population.cohort_size} a round; {held.min()} to {held.max()} examples each",

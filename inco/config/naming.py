@@ -42,6 +42,13 @@ def _run_name(*, _root_: DictConfig) -> str:
     return "-".join([*words, f"s{settings['seed']}", digest(settings)])
 
 
+def _in_paper() -> bool:
+    """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or figures."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return str(choices.get("experiment") or "").startswith(("table", "figure"))
+
+
 def register() -> None:
-    """Make `${run_name:}` known to OmegaConf."""
+    """Make `${run_name:}` and `${in_paper:}` known to OmegaConf."""
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("in_paper", _in_paper, replace=True)

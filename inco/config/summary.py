@@ -26,11 +26,20 @@ def scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return last | tops | {"round_best": best["round"]}
 
 
-def sizes(run: Assembly) -> dict[str, int]:
-    found: dict[str, int] = {}
+def sizes(run: Assembly) -> dict[str, float]:
+    """What a client of each level costs, and the means over the population's clients: the columns of the paper's Table 3.
+
+    `flops` are two a multiply-add, of one image's forward pass; bytes are a round's, each way.
+    """
+    found: dict[str, float] = {}
     for level, cost in run.costs.items():
-        sub = run.split.submodel(level, 0)
-        found |= {f"params/{sub.name}": sub.params.layout.numel, f"flops/{sub.name}": cost.flops}
+        name = run.split.names[level]
+        found |= {f"params/{name}": cost.params, f"flops/{name}": cost.flops}
+        found |= {f"down_bytes/{name}": cost.down_bytes, f"up_bytes/{name}": cost.up_bytes}
+    held = run.simulator.population.capacity.sizes()
+    clients = sum(held.values())
+    for what in ("params", "flops", "down_bytes", "up_bytes"):
+        found[f"mean_{what}"] = sum(n * getattr(run.costs[level], what) for level, n in held.items()) / clients
     return found
 
 
