@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inco.allocator import keep_freed_memory
 from inco.client import Trainer
 from inco.errors import ConfigError, InCoError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
@@ -47,6 +48,7 @@ class Ranks:
         place = _place(device, int(os.environ.get("LOCAL_RANK", rank)))
         if place.type == "cpu":
             torch.set_num_threads(1)
+            keep_freed_memory()
         else:
             torch.cuda.set_device(place)
             torch.use_deterministic_algorithms(True)

@@ -34,13 +34,21 @@ class Evaluator:
     """Scores levels on a test set. A unit of work is one batch of one level, so any number of workers can share it.
 
     `correct`, `count`, `loss` and `broken` of each level form one int64 table [levels, 4] that workers sum. With `norm`, BatchNorm's
-    statistics are measured first, in the same way.
+    statistics are measured first, in the same way. `precision`: of the forward pass, the one that models are trained in.
     """
 
     def __init__(
-        self, pool: ModelPool, test: Images, transform: Transform, levels: Sequence[int], seed: int, norm: StaticNorm | None = None
+        self,
+        pool: ModelPool,
+        test: Images,
+        transform: Transform,
+        levels: Sequence[int],
+        seed: int,
+        norm: StaticNorm | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.pool, self.test, self.transform, self.levels, self.seed, self.norm = pool, test, transform, list(levels), seed, norm
+        self.precision = precision
         self.starts = list(range(0, len(test.labels), BATCH))
         if len(self.starts) > 1 and len(test.labels) - self.starts[-1] == 1:
             self.starts.pop()  # BatchNorm by the batch at hand needs two images
@@ -106,7 +114,8 @@ class Evaluator:
         index = torch.arange(start, stop, device=self.pool.device)
         stream = generator(self.seed, "test", round, number, device=self.pool.device)
         x, y = take(self.test, index, self.transform, stream)
-        logits = model(x).logits.float()
+        with torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = model(x).logits.float()
         loss = F.cross_entropy(logits, y, reduction="sum").double()
         broken = ~(loss < 2.0**24)
         fixed = torch.where(broken, 0.0, loss * _LOSS_STEPS).round().long()

@@ -13,8 +13,8 @@ class Local(ABC):
     """How a client trains: epochs, batches, precision, and the optimizer on its one flat vector.
 
     `epochs`: passes over the client's examples; `batch_size`: examples a step; `lr`: learning rate; `drop_last`: leave out a
-    short last batch (the published InCo code does), except where it is the only one; `precision`: "fp32", or "bf16" for the
-    forward and backward pass; `max_grad_norm`: longer gradients of a batch are scaled down to it (None: no clipping).
+    short last batch (the published InCo code does), except where it is the only one; `precision`: "fp32", or "bf16" for
+    forward and backward passes, in scoring too; `max_grad_norm`: longer gradients of a batch are scaled down to it (None: no clipping).
     """
 
     def __init__(

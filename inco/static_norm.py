@@ -1,6 +1,6 @@
 """BatchNorm statistics measured on training images before a sub-model is scored (HeteroFL's static BatchNorm).
 
-In training mode each batch is normalised by its own statistics, so batches do not depend on one another: workers measure theirs
+While a model has no statistics, each batch is normalised by its own, so batches do not depend on one another: workers measure theirs
 apart, and whole numbers are summed.
 """
 
@@ -57,7 +57,7 @@ class StaticNorm:
         x, _ = take(self.train, self.examples[start:stop].to(self.pool.device), self.transform, stream)
         found: dict[nn.Module, Tensor] = {}
         with _watched(model, lambda norm, z: found.__setitem__(norm, torch.cat(_statistics(z)))):
-            model.train()
+            model.eval()  # without statistics of their own, norms take the batch's; early heads stay out
             model(x)
         whole = [found.get(norm, torch.zeros(2 * norm.num_features, device=x.device)) for norm in _norms(model)]
         return (torch.cat(whole).double() * _STEPS).round().long() if whole else torch.zeros(0, dtype=torch.int64)

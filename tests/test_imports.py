@@ -25,7 +25,7 @@ ROWS = (
     ("inco.algorithms", "inco.splits", "inco.capacity", "inco.data", "inco.uplink", "inco.local"),
     ("inco.models", "inco.objectives"),
     ("inco.types",),
-    ("inco.flat", "inco.seeding", "inco.errors"),
+    ("inco.flat", "inco.seeding", "inco.errors", "inco.allocator"),
 )
 # Those of the algorithms that complain about their settings; each builds on the protocol and FedAvg, and on no other algorithm.
 ALGORITHMS = tuple(f"inco.algorithms.{name}" for name in ("feddyn", "fednova", "fedprox", "moon", "scaffold"))

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,15 +33,14 @@ class Group(NamedTuple):
 class Form:
     """What a relative can be beside less deep.
 
-    `sizes`: channels of the groups that it has fewer of; `scale`: activations of narrowed layers are divided by it ("in training" or
-    "always"), HeteroFL's and ScaleFL's Scaler; `batch_stats`: BatchNorm takes the batch at hand, in evaluation too, and keeps no buffers;
+    `sizes`: channels of the groups that it has fewer of; `scale`: activations of narrowed layers are divided by it, HeteroFL's and
+    ScaleFL's Scaler; `batch_stats`: BatchNorm takes the batch at hand, in evaluation too, and keeps no buffers;
     `exits`: number of blocks, over all groups, after which the global model has an early head. A relative has the heads within
     its blocks, and where it ends at one, that head is its classifier.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     scale: float = 1.0
-    scale_when: Literal["training", "always"] = "training"
     batch_stats: bool = False
     exits: tuple[int, ...] = ()
 
@@ -50,19 +49,23 @@ PLAIN = Form()
 
 
 class Scaler(nn.Module):
-    """Divide by `rate`, in training or always (Diao et al., ICLR 2021, Section 3; Ilhan et al., CVPR 2023). No parameters."""
+    """Divide by `rate` (Diao et al., ICLR 2021, Section 3; Ilhan et al., CVPR 2023). No parameters.
 
-    def __init__(self, rate: float, when: str) -> None:
+    HeteroFL's code does so in training alone, as it scores the whole model alone, whose rate is 1. Narrow models are scored here as well,
+    and as they were trained.
+    """
+
+    def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate, self.always = rate, when == "always"
+        self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / self.rate if self.training or self.always else x
+        return x / self.rate
 
 
 def scaler(form: Form) -> nn.Module:
     """Return the form's scaler; nothing at a rate of 1."""
-    return nn.Identity() if form.scale == 1 else Scaler(form.scale, form.scale_when)
+    return nn.Identity() if form.scale == 1 else Scaler(form.scale)
 
 
 def heads_within(form: Form, blocks: int, most: int) -> tuple[list[int], bool]:

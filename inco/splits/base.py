@@ -22,7 +22,7 @@ class Norm:
     """Where BatchNorm's statistics come from when a sub-model is scored; models without BatchNorm have none.
 
     `kind`: "aggregated", running statistics travel with the weights and are averaged over their holders; "static", measured anew at each
-    scoring, on `images` images of the training set (None: all), in training mode (Diao et al., ICLR 2021); "batch", those of the
+    scoring, on `images` images of the training set (None: all) (Diao et al., ICLR 2021); "batch", those of the
     test images at hand. With the last two, nothing travels.
     """
 

@@ -22,8 +22,8 @@ class ScaleFL(Relatives):
     `exits`: after how many blocks of the whole model the early exits stand. Null takes the published ones: four levels, of which a
     ResNet's have rates .7, .7, .75 and 1 and exits at 30, 38 and 46 of 54 blocks, here in proportion; a ViT's .4, .55, .75 and 1, after
     4, 6 and 9 of 12.
-    `gamma`, `temperature`, `reduction`, `detach`, `start`: see `SelfDistillation`. `scaler`: divide activations by the rate, in
-    evaluation too. `bn`, `bn_images`: see `Norm`.
+    `gamma`, `temperature`, `reduction`, `detach`, `start`: see `SelfDistillation`. `scaler`: divide activations of narrowed
+    layers by the rate. `bn`, `bn_images`: see `Norm`.
     Ilhan et al., ScaleFL, CVPR 2023, and its published code.
     """
 
@@ -51,8 +51,8 @@ class ScaleFL(Relatives):
         self.sizes = [narrowed(self.groups, rate, math.floor) for rate, _ in table]
         early, cuts = tuple(places[:-1]), []
         for (rate, count), sizes in zip(table, self.sizes, strict=True):
-            narrow = Form(sizes, rate if scaler else 1.0, "always") if rate < 1 else Form()
-            form = Form(narrow.sizes, narrow.scale, narrow.scale_when, exits=early)
+            narrow = Form(sizes, rate if scaler else 1.0) if rate < 1 else Form()
+            form = Form(narrow.sizes, narrow.scale, exits=early)
             cuts.append(Cut(_name(rate, count, len(places)), _first_blocks(family, places[count - 1]), form))
         objective = SelfDistillation(gamma, temperature, reduction, detach, start)  # type: ignore[arg-type]
         super().__init__(family, cuts, Form(exits=early), Norm(bn, bn_images), objective)

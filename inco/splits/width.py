@@ -77,8 +77,8 @@ class WidthSplit(Relatives):
 
     `levels`: rates, smallest first; a hidden layer of C channels keeps ceil(rate C). `masked_loss`: what becomes of the logits of classes
     that a client has no example of: "zero" (published), "minus_inf", or "off"; unless off, such a client also leaves the classifier's
-    rows of those classes out of the average. `scaler`: divide activations by the rate in training, before each norm. `bn`, `bn_images`:
-    see `Norm`.
+    rows of those classes out of the average. `scaler`: divide activations of narrowed layers by the rate, before each norm. `bn`,
+    `bn_images`: see `Norm`.
     """
 
     title = "width"
