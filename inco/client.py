@@ -90,7 +90,9 @@ class Trainer:
         bench = self.pool.get(sub)
         bound = bench.bound
         bound.load(w, b, sub.params, sub.buffers)
-        torch.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
+        # torch.manual_seed keeps a note, with a traceback, for every kind of device that has not been used yet: slow, and ever more memory
+        dropout = torch.cuda.default_generators[self.pool.device.index or 0] if self.pool.device.type == "cuda" else torch.default_generator
+        dropout.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
         run = self._start(task, sub, bound, server)
         if self.algorithm.stateful:
             kept = self.store.load(task, sub)

@@ -26,6 +26,7 @@ NEEDS = {
     "layer": ["model=vit_tiny"],
     "scaffold": ["local=sgd", "local.momentum=0"],
     "fednova": ["local=sgd"],
+    "cnn": ["split=none"],
 }
 
 

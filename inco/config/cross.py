@@ -34,6 +34,15 @@ def _split_fits_model(settings: Settings) -> Iterable[str]:
             return
 
 
+def _blocks_to_leave_out(settings: Settings) -> Iterable[str]:
+    needs = (*_BY_BLOCKS, "inco.splits.scalefl.ScaleFL")
+    if settings["model"]["_target_"] == "inco.models.cnn.CNNFamily" and settings["split"]["_target_"] in needs:
+        yield (
+            "model=cnn with a split by blocks (stage, layer, isolated, inclusive, scalefl): the model has no blocks that smaller clients "
+            "could leave out; use split=none, width or rolling"
+        )
+
+
 def _clients_for_each_level(settings: Settings) -> Iterable[str]:
     levels, clients = settings["split"].get("levels"), settings["num_clients"]
     if levels and settings["capacity"]["_target_"] == "inco.capacity.FiveLevels" and clients < len(levels):
@@ -145,6 +154,7 @@ def _exits_fit_model(settings: Settings) -> Iterable[str]:
 CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], ...] = (
     (("model",), _widths_per_stage),
     (("split", "model"), _split_fits_model),
+    (("split", "model"), _blocks_to_leave_out),
     (("", "split", "capacity"), _clients_for_each_level),
     (("model",), _vit_patches),
     (("model",), _weights_to_fetch),

@@ -28,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "inco.capacity.Table": s.Path,
     "inco.models.resnet.ResNetFamily": m.ResNetFamily,
     "inco.models.vit.ViTFamily": m.ViTFamily,
+    "inco.models.cnn.CNNFamily": m.CNNFamily,
     "inco.splits.base.Whole": m.Whole,
     "inco.splits.depth.Depth": m.Depth,
     "inco.splits.isolated.Isolated": m.Isolated,

@@ -34,6 +34,15 @@ class ViTFamily:
 
 
 @dataclass
+class CNNFamily:
+    conv_channels: list[int] = ruled(many(COUNT))
+    hidden: int = ruled(COUNT)
+    kernel: int = ruled(COUNT)
+    padding: int = ruled(at_least(0))
+    image_size: int | None = ruled(null_or(COUNT))
+
+
+@dataclass
 class Whole:
     bn: str = ruled(one_of("aggregated", "static", "batch"))
     bn_images: int | None = ruled(null_or(at_least(2)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inco.errors import ConfigError
 from inco.flat import Axes
 from inco.models.base import PLAIN, Form, Group, check_keep, copy_matching, head_axes, heads_within, projection, read_weights, scaler
+from inco.models.small_maps import Conv3x3
 from inco.types import Output, Pair
 
 
@@ -22,9 +23,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, into: int, inner: int, out: int, stride: int, form: Form) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(into, inner, 3, stride, 1, bias=False)
+        self.conv1 = Conv3x3(into, inner, stride)
         self.bn1 = _batch_norm(inner, form)
-        self.conv2 = nn.Conv2d(inner, out, 3, 1, 1, bias=False)
+        self.conv2 = Conv3x3(inner, out)
         self.bn2 = _batch_norm(out, form)
         self.relu, self.scaler = nn.ReLU(inplace=True), scaler(form)
         self.downsample = None
@@ -101,7 +102,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Output:
-        x = self.maxpool(self.relu(self.bn1(self.scaler(self.conv1(x)))))
+        x = self.relu(self.maxpool(self.bn1(self.scaler(self.conv1(x)))))  # the maximum first: fewer pixels, the same values
         early: list[Tensor] = []
         for s, stage in enumerate(self.stages, start=1):
             for b, block in enumerate(self.get_submodule(stage).children(), start=1):
