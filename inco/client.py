@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
+from inco.captured import CapturedPasses, plain_pass
 from inco.client_store import ClientStore
 from inco.data.dataset import Images
 from inco.data.transforms import Transform
@@ -15,7 +16,7 @@ from inco.flat import BoundModel
 from inco.local import Local, reset
 from inco.pool import ModelPool
 from inco.seeding import generator, seed_for
-from inco.types import ClientResult, ClientTask, LocalRun, Objective, Output, SubModel, cross_entropy
+from inco.types import ClientResult, ClientTask, LocalRun, Objective, SubModel, cross_entropy
 from inco.uplink import Uplink
 
 Batch = tuple[Tensor, Tensor]  # images [m, C, S, S], labels [m]
@@ -29,8 +30,11 @@ def train_locally(
     precision: str = "fp32",
     objective: Objective = cross_entropy,
     max_grad_norm: float | None = None,
+    captured: Callable[[Tensor, Tensor], Tensor | None] = lambda x, y: None,
 ) -> Tensor:
     """Take one local step a batch and return the mean loss over the examples seen (a scalar on the device).
+
+    `captured`: a faster way to leave a batch's gradient in `run.g`; it returns the loss, or None where the batch must take the usual way.
 
     The order is a contract: forward, `objective` plus `local_loss`, backward, clipping to `max_grad_norm`, `local_grad`, optimizer step,
     `local_step`.
@@ -42,10 +46,11 @@ def train_locally(
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
     for x, y in batches:
         run.g.zero_()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = run.model(x)
-        loss = objective(_wide(output, run.w.dtype), y, run.task) + algorithm.local_loss(run, output, x)
-        loss.backward()
+        loss = captured(x, y)
+        if loss is None:
+            output, plain = plain_pass(run.model, objective, x, y, run.task, precision)
+            loss = plain + algorithm.local_loss(run, output, x)
+            loss.backward()
         if max_grad_norm is not None:
             run.g.mul_((max_grad_norm / torch.linalg.vector_norm(run.g)).clamp_(max=1.0).nan_to_num_(1.0))
         algorithm.local_grad(run)
@@ -57,16 +62,11 @@ def train_locally(
     return total / max(seen, 1)
 
 
-def _wide(output: Output, dtype: torch.dtype) -> Output:
-    """Logits in the precision of the weights."""
-    return output._replace(logits=output.logits.to(dtype), exits=tuple(z.to(dtype) for z in output.exits))
-
-
 class Trainer:
     """Trains clients on one worker, one after the other, in models that are kept.
 
     `train`: the whole training set, resident on the device; `smallest`: the smallest batch that the model bears;
-    `store`: where clients' own vectors wait for their next round.
+    `store`: where clients' own vectors wait for their next round; `passes`: captured passes, on a GPU.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class Trainer:
         smallest: int,
         seed: int,
         store: ClientStore,
+        passes: CapturedPasses | None = None,
     ) -> None:
+        self.passes = passes
         self.pool, self.algorithm, self.local, self.uplink = pool, algorithm, local, uplink
         self.train, self.transform, self.smallest, self.seed = train, transform, smallest, seed
         self.store = store
@@ -97,8 +99,20 @@ class Trainer:
         if self.algorithm.stateful:
             kept = self.store.load(task, sub)
             run.state = self.algorithm.init_client(run) if kept is None else {k: v.to(self.pool.device) for k, v in kept.items()}
+        passes, algorithm = self.passes, self.algorithm
+
+        def captured(x: Tensor, y: Tensor) -> Tensor | None:
+            return passes.run(bound, sub.objective, x, y, task) if passes and passes.fits(algorithm, x) else None
+
         loss = train_locally(
-            run, self.algorithm, bench.optimizer, self._batches(task), self.local.precision, sub.objective, self.local.max_grad_norm
+            run,
+            self.algorithm,
+            bench.optimizer,
+            self._batches(task),
+            self.local.precision,
+            sub.objective,
+            self.local.max_grad_norm,
+            captured,
         )
         bound.read_buffers()
         vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, self._stream("uplink", task))
@@ -124,9 +138,7 @@ class Trainer:
         for start, stop in self.local.batches(len(examples), self.smallest, drop_last=False):
             x, y = take(self.train, examples[start:stop], self.transform, augment)
             bound.g.zero_()
-            with torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.local.precision == "bf16"):
-                output = bound.model(x)
-            objective(_wide(output, bound.w.dtype), y, task).backward()
+            plain_pass(bound.model, objective, x, y, task, self.local.precision)[1].backward()
             total += bound.g * len(y)
         bound.set_buffers(before)
         torch.set_rng_state(random)  # dropout of the local steps is as without this pass

@@ -54,6 +54,10 @@ class SelfDistillation:
             raise ConfigError(f"split.gamma={gamma}, split.temperature={temperature}: gamma is at least 0, the temperature above 0")
         self.gamma, self.temperature, self.reduction, self.detach, self.start = gamma, temperature, reduction, detach, start
 
+    def phase(self, round: int) -> int:
+        """Return what of a round changes the arithmetic."""
+        return int(bool(self.gamma) and round >= self.start)
+
     def __call__(self, output: Output, labels: Tensor, task: ClientTask) -> Tensor:
         heads = len(output.exits) + 1
         loss = heads * F.cross_entropy(output.logits, labels)
@@ -62,7 +66,7 @@ class SelfDistillation:
         return loss / (heads * (heads + 1) / 2)
 
     def _distil(self, student: Tensor, teacher: Tensor, round: int) -> Tensor | float:
-        if not self.gamma or round < self.start:
+        if not self.phase(round):
             return 0.0
         teacher = teacher.detach() if self.detach else teacher
         wanted, given = (teacher / self.temperature).softmax(1), (student / self.temperature).log_softmax(1)

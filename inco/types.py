@@ -24,7 +24,8 @@ class Output(NamedTuple):
 
 
 Objective = Callable[[Output, Tensor, "ClientTask"], Tensor]
-"""The mean loss of a batch, from a model's output and labels [m]; what an algorithm adds comes on top."""
+"""The mean loss of a batch, from a model's output and labels [m]; what an algorithm adds comes on top. One whose arithmetic depends on the
+round says so by a method `phase(round)`, equal in rounds of equal arithmetic."""
 
 
 def cross_entropy(output: Output, labels: Tensor, task: ClientTask) -> Tensor:

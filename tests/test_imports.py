@@ -21,6 +21,7 @@ ROWS = (
     ("inco.record", "inco.evaluate"),
     ("inco.static_norm",),
     ("inco.client", "inco.server", "inco.diagnostics"),
+    ("inco.captured",),
     ("inco.pool", "inco.client_store", "inco.accounting"),
     ("inco.algorithms", "inco.splits", "inco.capacity", "inco.data", "inco.uplink", "inco.local"),
     ("inco.models", "inco.objectives"),

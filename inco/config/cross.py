@@ -98,6 +98,12 @@ def _files(settings: Settings) -> Iterable[str]:
         yield f"model.pretrained={weights}: no such file; use true (published weights), false, or the path of a file"
 
 
+def _graphs(settings: Settings) -> Iterable[str]:
+    engine = settings["engine"]
+    if engine["mode"] == "graph" and engine["device"] == "cpu":
+        yield "engine.mode=graph with engine.device=cpu: CUDA graphs need a GPU; use engine.mode=auto"
+
+
 def _synthetic(settings: Settings) -> Iterable[str]:
     dataset = settings["dataset"]
     if dataset["_target_"] != "inco.data.sources.Synthetic":
@@ -162,6 +168,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], 
     (("transform",), _ablations),
     (("partition", "capacity", "model"), _files),
     (("dataset",), _synthetic),
+    (("engine",), _graphs),
     (("algorithm", "local"), _plain_sgd),
     (("algorithm", "capacity"), _previous_models),
     (("split", "model"), _exits_fit_model),

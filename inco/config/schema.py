@@ -225,4 +225,5 @@ class SGD(Local):
 class EngineSettings:
     workers: Any = ruled(INTEGER_OR_AUTO)
     device: str = ruled(one_of("auto", "cpu", "cuda"))
+    mode: str = ruled(one_of("auto", "eager", "graph"))
     state_dir: str | None = MISSING

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from inco.accounting import LevelCost, level_cost
+from inco.captured import CapturedPasses, cuda_graph
 from inco.client import Trainer
 from inco.client_store import ClientStore
 from inco.config.targets import build, locate
@@ -17,6 +18,7 @@ from inco.data.partition import Partition
 from inco.engine import Engine, Ranks
 from inco.errors import ConfigError
 from inco.evaluate import Evaluator
+from inco.local import Local
 from inco.models.base import Family
 from inco.pool import ModelPool
 from inco.population import Population
@@ -70,7 +72,8 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     pool = ModelPool(local, ranks.device, max(sub.params.layout.numel for sub in submodels.values()))
     uplink = build("uplink", settings["uplink"])
     store = ClientStore(settings["engine"]["state_dir"], population.moving, split.params.numel, split.buffers.numel, algorithm.kept_whole)
-    trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed, store)
+    passes = _passes(settings["engine"]["mode"], local, ranks)
+    trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed, store, passes)
     norm = StaticNorm(pool, trainer.train, recipe.train, split.norm.images, seed) if split.norm.kind == "static" else None
     evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed, norm, local.precision)
     engine = Engine(
@@ -91,6 +94,13 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         population, engine, algorithm, transform, server, diagnostics, costs, trainer.images_trained, settings["eval_every"]
     )
     return Assembly(simulator, dataset, partition, split, costs)
+
+
+def _passes(mode: str, local: Local, ranks: Ranks) -> CapturedPasses | None:
+    """Captured passes where a GPU can have them; results are the same without."""
+    if mode == "graph" and ranks.device.type != "cuda":
+        raise ConfigError("engine.mode=graph without a GPU: CUDA graphs need one; use engine.mode=auto")
+    return CapturedPasses(local.batch_size, local.precision, cuda_graph) if ranks.device.type == "cuda" and mode != "eager" else None
 
 
 def _resident(images: Images, ranks: Ranks) -> Images:
