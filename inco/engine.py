@@ -6,7 +6,6 @@ how many there are.
 
 from __future__ import annotations
 
-import atexit
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,16 +31,15 @@ _TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the othe
 
 @dataclass(frozen=True)
 class Ranks:
-    """The process group of a run: this process's rank among `world`, and its device; `own`: the group is this run's, not torchrun's."""
+    """The process group of a run: this process's rank among `world`, and its device."""
 
     rank: int
     world: int
     device: torch.device
-    own: bool = True
 
     @classmethod
-    def join(cls, rank: int, world: int, device: str, store: str | None = None) -> Ranks:
-        """Join the group. `store`: a file shared by ranks of one machine; None takes torchrun's environment.
+    def join(cls, rank: int, world: int, device: str, store: str | Meeting) -> Ranks:
+        """Join the group. `store`: a file shared by ranks of one machine, or where ranks that torchrun has started meet.
 
         On CPU a rank uses one thread: the number of threads changes bits, the number of ranks does not.
         """
@@ -55,10 +53,12 @@ class Ranks:
             torch.backends.cudnn.benchmark = False
         # NCCL refuses two ranks on one GPU; gloo then carries the sums through the CPU
         own_gpu = place.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        init = f"file://{store}" if store else "env://"
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if own_gpu else "gloo", init_method=init, rank=rank, world_size=world, timeout=_TIMEOUT)
-        return cls(rank, world, place, store is not None)
+        backend = "nccl" if own_gpu else "gloo"
+        if isinstance(store, str):
+            dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world, timeout=_TIMEOUT)
+        else:
+            dist.init_process_group(backend, store=store.store, rank=rank, world_size=world, timeout=_TIMEOUT)
+        return cls(rank, world, place)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up an int64 tensor over all ranks, in place."""
@@ -95,17 +95,35 @@ class Ranks:
         return done if first else work()
 
     def close(self) -> None:
-        """Leave the group. One that torchrun has made stays for the next job of a sweep: its store would hand out old addresses."""
+        """Leave the group."""
         if dist.is_initialized():
-            if self.own:
-                dist.destroy_process_group()
-            else:
-                atexit.register(_leave)
+            dist.destroy_process_group()
 
 
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+class Meeting:
+    """Where the ranks that torchrun has started meet for one job of a sweep: keys of its store under a prefix of the job's own.
+
+    Without it a rank could read addresses of the job before. Rank 0 says whether the job goes ahead; the others wait to be told.
+    """
+
+    _base: dist.Store | None = None
+
+    def __init__(self, job: str) -> None:
+        if Meeting._base is None:
+            Meeting._base, _, _ = next(iter(dist.rendezvous("env://")))
+        self.store = dist.PrefixStore(job, Meeting._base)
+        self._told = False
+
+    def tell(self, go: bool) -> None:
+        """Say on rank 0 whether the job goes ahead; what is said first counts."""
+        if not self._told:
+            self.store.set("go", "yes" if go else "no")
+            self._told = True
+
+    def goes_ahead(self) -> bool:
+        """Wait on another rank until rank 0 has said so."""
+        self.store.wait(["go"], _TIMEOUT)
+        return self.store.get("go") == b"yes"
 
 
 @contextmanager

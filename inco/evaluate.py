@@ -35,6 +35,8 @@ class Evaluator:
 
     `correct`, `count`, `loss` and `broken` of each level form one int64 table [levels, 4] that workers sum. With `norm`, BatchNorm's
     statistics are measured first, in the same way. `precision`: of the forward pass, the one that models are trained in.
+    `mixed`: batches are drawn from all of the test set, in one order for the whole run: BatchNorm by the batch at hand would else see
+    one class at a time where a test set is sorted.
     """
 
     def __init__(
@@ -46,9 +48,14 @@ class Evaluator:
         seed: int,
         norm: StaticNorm | None = None,
         precision: str = "fp32",
+        mixed: bool = False,
     ) -> None:
         self.pool, self.test, self.transform, self.levels, self.seed, self.norm = pool, test, transform, list(levels), seed, norm
         self.precision = precision
+        order = generator(seed, "test_order") if mixed else None
+        self.order = (
+            torch.randperm(len(test.labels), generator=order).to(pool.device) if mixed else torch.arange(len(test.labels)).to(pool.device)
+        )
         self.starts = list(range(0, len(test.labels), BATCH))
         if len(self.starts) > 1 and len(test.labels) - self.starts[-1] == 1:
             self.starts.pop()  # BatchNorm by the batch at hand needs two images
@@ -111,7 +118,7 @@ class Evaluator:
     def _batch(self, model: torch.nn.Module, number: int, round: int) -> Tensor:
         start = self.starts[number]
         stop = self.starts[number + 1] if number + 1 < len(self.starts) else len(self.test.labels)
-        index = torch.arange(start, stop, device=self.pool.device)
+        index = self.order[start:stop]
         stream = generator(self.seed, "test", round, number, device=self.pool.device)
         x, y = take(self.test, index, self.transform, stream)
         with torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -108,6 +108,7 @@ class Slice:
     def __init__(self, layout: Layout, index: Tensor) -> None:
         self.layout, self.runs = layout, _contiguous_runs(index)
         self._index = index if self.runs is None else None
+        self._copies: dict[torch.device, Tensor] = {}
 
     @property
     def index(self) -> Tensor:
@@ -154,9 +155,12 @@ class Slice:
             vector.narrow(0, start, length).add_(value)
 
     def index_on(self, device: torch.device) -> Tensor:
-        """Return the index on a device; it moves there once and stays, as the slice is kept."""
-        self._index = self.index.to(device)
-        return self._index
+        """Return the index on a device; a copy for another device is made once and stays, as the slice is kept."""
+        if device.type == "cpu":
+            return self.index
+        if device not in self._copies:
+            self._copies[device] = self.index.to(device)
+        return self._copies[device]
 
 
 def _coordinates(held: Entry, own: Entry, kept: Mapping[str, Tensor]) -> Tensor:

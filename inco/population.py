@@ -57,7 +57,8 @@ class Population:
         """Return who holds what in the population."""
         by_class: dict[int, Tensor] = {}
         if self.moving:
-            return Holders(self.capacity.sizes(), anybody=float(self.num_clients))
+            anybody = None if self.has is None else self.has.double().sum(0)
+            return Holders(self.capacity.sizes(), anybody=float(self.num_clients), anybody_by_class=anybody)
         if self.has is not None:
             levels = torch.tensor([self.capacity.level(client, 0) for client in range(self.num_clients)])
             by_class = {level: self.has[levels == level].double().sum(0) for level in self.capacity.levels}

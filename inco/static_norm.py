@@ -20,6 +20,7 @@ from inco.seeding import generator
 
 BATCH = 250  # training images at once; part of the arithmetic
 _STEPS = 2.0**32  # fixed-point steps of summed means and variances
+_LIMIT = 2.0**20  # larger statistics count as not finite: their sum over batches must fit into 64 bits
 
 
 class StaticNorm:
@@ -30,11 +31,14 @@ class StaticNorm:
     Diao et al., HeteroFL, ICLR 2021, Section 3, and its published code.
     """
 
-    def __init__(self, pool: ModelPool, train: Images, transform: Transform, images: int | None, seed: int) -> None:
-        self.pool, self.train, self.transform, self.seed = pool, train, transform, seed
+    def __init__(
+        self, pool: ModelPool, train: Images, transform: Transform, images: int | None, seed: int, precision: str = "fp32"
+    ) -> None:
+        self.pool, self.train, self.transform, self.seed, self.precision = pool, train, transform, seed, precision
         have = len(train.labels)
         count = have if images is None else min(images, have)
-        self.examples = torch.arange(count) * have // count
+        mixed = torch.randperm(count, generator=generator(seed, "statistics_order"))  # a sorted set would have one class a batch
+        self.examples = torch.arange(count)[mixed] * have // count
         self.starts = list(range(0, count, BATCH))
         if len(self.starts) > 1 and count - self.starts[-1] < 2:
             self.starts.pop()  # one image has no variance
@@ -45,8 +49,8 @@ class StaticNorm:
 
     @staticmethod
     def size(model: nn.Module) -> int:
-        """Return how many numbers the statistics of a model are."""
-        return sum(2 * norm.num_features for norm in _norms(model))
+        """Return how many numbers the statistics of a model are, and one more: of batches in which they were not finite."""
+        return sum(2 * norm.num_features for norm in _norms(model)) + 1 if _norms(model) else 0
 
     @torch.no_grad()
     def measure(self, model: nn.Module, number: int, round: int) -> Tensor:
@@ -58,13 +62,20 @@ class StaticNorm:
         found: dict[nn.Module, Tensor] = {}
         with _watched(model, lambda norm, z: found.__setitem__(norm, torch.cat(_statistics(z)))):
             model.eval()  # without statistics of their own, norms take the batch's; early heads stay out
-            model(x)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                model(x)
         whole = [found.get(norm, torch.zeros(2 * norm.num_features, device=x.device)) for norm in _norms(model)]
-        return (torch.cat(whole).double() * _STEPS).round().long() if whole else torch.zeros(0, dtype=torch.int64)
+        if not whole:
+            return torch.zeros(0, dtype=torch.int64, device=x.device)
+        values = torch.cat(whole).double()
+        broken = ~(values.abs().max() < _LIMIT)
+        return torch.cat([torch.where(broken, 0.0, values * _STEPS).round().long(), broken.long()[None]])
 
     def install(self, model: nn.Module, total: Tensor) -> None:
         """Give a model the averages of summed statistics, for scoring."""
         values, start = (total.double() / _STEPS / self.batches()).float(), 0
+        if len(total) and int(total[-1]):
+            values.fill_(float("nan"))  # a model that has diverged: its loss will say so
         for norm in _norms(model):
             norm.running_mean = values[start : start + norm.num_features]
             norm.running_var = values[start + norm.num_features : start + 2 * norm.num_features]

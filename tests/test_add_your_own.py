@@ -27,7 +27,7 @@ FILES = {text.splitlines()[0].removeprefix("# "): text for language, text in BLO
 COMMANDS = [line for language, text in BLOCKS if not language for line in text.splitlines() if line.startswith("python run.py")]
 SYNTHETIC = ("dataset=synthetic", "dataset.shape=[1,8,8]", "dataset.num_classes=3", "dataset.num_train=60", "dataset.num_test=40")
 NARROW = ("model.widths=[2,4,4,8]",)
-CNN = ("model=cnn", "model.width=4")
+CNN = ("model=small_cnn", "model.width=4")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_spread_cuts_what_it_says(lab: Path) -> None:
 
 
 def test_spread_cuts_a_model_of_another_family_too(lab: Path) -> None:
-    state, _, assembly = run(lab, "model=cnn", "split=spread", "split.levels=[[2,2]]", "transform=none", "rounds=1")
+    state, _, assembly = run(lab, "model=small_cnn", "split=spread", "split.levels=[[2,2]]", "transform=none", "rounds=1")
     assert moved(assembly.split, assembly.split.initial(0)[0], state.w) == {"low.0", "low.2", "high.0", "high.2"}
 
 
@@ -244,7 +244,7 @@ def test_top_k_of_everything_is_no_transform(lab: Path) -> None:
 
 def test_scans_are_made_checked_and_learnt(lab: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     importlib.import_module("make_scans")
-    settings = ("dataset=scans", "model=cnn", "split=stage", "split.levels=[[1,1],[3,3]]", "rounds=6", "local.lr=0.01")
+    settings = ("dataset=scans", "model=small_cnn", "split=stage", "split.levels=[[1,1],[3,3]]", "rounds=6", "local.lr=0.01")
     _, rows, assembly = run(lab, *settings)
     assert assembly.dataset.classes == ("healthy", "ill") and len(assembly.dataset.train.labels) == 60
     assert rows[-1]["test/acc"] > 80  # measured: 100; guessing gives 50
@@ -305,3 +305,16 @@ def test_the_channels_of_the_cnn_are_named(lab: Path) -> None:
 def test_too_many_blocks_for_the_cnn_are_refused(lab: Path) -> None:
     with pytest.raises(ConfigError, match=r"split.levels has an entry \[4, 4\] for model=cnn9"):
         build(lab, *CNN, "split=stage", "split.levels=[[1,1],[4,4]]")
+
+
+@pytest.mark.parametrize("bn", ["static", "batch"])
+def test_a_model_that_knows_depth_alone_can_be_scored_in_every_way(lab: Path, bn: str) -> None:
+    """It has no BatchNorm, so all ways are one."""
+    plain, _, _ = run(lab, *CNN, "split=none", "rounds=1")
+    other, _, _ = run(lab, *CNN, "split=none", f"split.bn={bn}", "rounds=1")
+    assert same(plain, other)
+
+
+def test_a_model_without_groups_says_that_it_cannot_be_cut(lab: Path) -> None:
+    with pytest.raises(ConfigError, match="names no channels that can be cut; use split=stage or isolated"):
+        build(lab, *CNN, "split=width")

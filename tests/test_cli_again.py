@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY
+from support import ROOT, TINY, read_summary
+
+from inco.record import RunLock
 
 SMALL = (*TINY, "rounds=2", "engine.workers=1")
 
@@ -90,3 +92,16 @@ def test_the_command_to_go_on_is_the_one_that_was_typed(type_command) -> None:
     done = type_command(*SMALL, "rounds=1", "hydra.run.dir=some/where", "fresh=true")
     last = done.stdout.strip().splitlines()[-1]
     assert "hydra.run.dir=some/where" in last and "fresh" not in last
+
+
+def test_a_sweep_under_torchrun_goes_past_a_job_that_rank_0_alone_refuses(type_command, tmp_path: Path) -> None:
+    """The folder of the first job is locked: its ranks part, and meet again in the next, which has the bits that it has alone."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    alone = type_command(*SMALL, "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    with RunLock(tmp_path / "outputs" / "first"):
+        done = type_command("-m", *SMALL, "name=first,second", launcher=torchrun, timeout=180)
+    assert done.returncode != 0, "the first has not run"
+    second = tmp_path / "outputs" / "second"
+    assert read_summary(second)["weights_sha256"] == read_summary(tmp_path / "alone")["weights_sha256"]
+    assert not (tmp_path / "outputs" / "first" / "metrics.jsonl").exists()

@@ -30,7 +30,11 @@ def settings(algorithm: str, split: str) -> list[str]:
 
 
 MATRIX = {f"{a}-{s}": settings(a, s) for a, s in itertools.product(ALGORITHMS, SPLITS)}
-MATRIX |= {f"scaffold-{s}-vit": [*TINY_VIT, *SGD, "algorithm=scaffold", f"split={s}", "transform=inco"] for s in ("layer", "rolling")}
+MATRIX |= {
+    f"scaffold-{s}-vit": [*TINY_VIT, *SGD, "algorithm=scaffold", f"split={s}", "transform=inco"]
+    for s in ("layer", "width", "rolling", "inclusive")
+}
+MATRIX |= {"random-windows": [*TINY, *SGD, "algorithm=scaffold", "split=rolling", "split.window=random", "transform=none"]}
 MATRIX |= {"static": [*TINY, "split=stage", "split.bn=static", "capacity=resampled"]}
 
 

@@ -110,7 +110,7 @@ def test_several_batches_count_alike() -> None:
     model = holding(pool, WHOLE, WHOLE.submodel(0, 1)).model
     reference = tracking(model, momentum=None)
     for start in (0, BATCH, 2 * BATCH):
-        reference(train.images[start : start + BATCH])
+        reference(train.images[norm.examples[start : start + BATCH]])
     assert norm.batches() == 3
     parts = [norm.measure(model, number, round=1) for number in (2, 0, 1)]
     norm.install(model, parts[0] + parts[1] + parts[2])
@@ -134,13 +134,14 @@ def test_one_image_left_over_joins_the_batch_before_it() -> None:
 @torch.no_grad()
 def test_images_are_evenly_spaced() -> None:
     norm, pool, train = measuring(WHOLE, 100, images=8)
-    assert norm.examples.tolist() == [0, 12, 25, 37, 50, 62, 75, 87]
+    assert sorted(norm.examples.tolist()) == [0, 12, 25, 37, 50, 62, 75, 87]
     model = holding(pool, WHOLE, WHOLE.submodel(0, 1)).model
     reference = tracking(model, momentum=1.0)
     reference(train.images[norm.examples])
     norm.install(model, norm.measure(model, 0, round=1))
     close(statistics(model), statistics(reference))
-    assert measuring(WHOLE, 20, images=99)[0].examples.tolist() == list(range(20)), "no more than there are"
+    all_of_them = measuring(WHOLE, 20, images=99)[0].examples.tolist()
+    assert sorted(all_of_them) == list(range(20)) != all_of_them, "no more than there are, mixed: a set may be sorted by class"
 
 
 def test_preparation_is_a_named_draw() -> None:

@@ -43,7 +43,8 @@ class Moon(Algorithm):
         if "models" not in run.scratch:
             return 0.0
         z = output.features.to(run.w.dtype)
-        with torch.no_grad():
+        low = output.features.dtype == torch.bfloat16
+        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             received, previous = (model(x).features.to(z.dtype) for model in run.scratch["models"])
         s, q = F.cosine_similarity(z, received), F.cosine_similarity(z, previous)
         return self.mu * F.softplus((q - s) / self.temperature).mean()  # log(1 + e^{(q - s)/T}), the same without overflow

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from inco.config.front import Point, check
-from inco.config.launch import follow, lead, placed, under_torchrun, verdict
+from inco.config.launch import follow_torchrun, lead, under_torchrun
 from inco.config.naming import digest, plain
 from inco.config.validate import GROUPS, validate
 from inco.errors import ConfigError, InCoError
@@ -50,8 +50,7 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
         if problems:
             raise ConfigError(problems)
         if under_torchrun() and int(os.environ["RANK"]) > 0:
-            if not verdict(settings, folder):
-                follow(placed(settings, folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None)
+            follow_torchrun(settings, folder)
             return None
         summary = lead(settings, folder, _facts(cfg, settings, hydra, command))
     except InCoError as error:

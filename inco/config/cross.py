@@ -6,50 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inco.config.cross_splits import SPLIT_RULES
+
 Settings = Mapping[str, Any]
-
-
-def _blocks(model: Mapping[str, Any]) -> list[int] | None:
-    """Blocks in each group of the global model, where its settings tell."""
-    if "blocks" in model:
-        return list(model["blocks"])
-    return [model["depth"]] if "depth" in model else None
-
-
-_BY_BLOCKS = ("inco.splits.depth.Depth", "inco.splits.isolated.Isolated", "inco.splits.inclusive.Inclusive")
-
-
-def _split_fits_model(settings: Settings) -> Iterable[str]:
-    levels, most = settings["split"].get("levels"), _blocks(settings["model"])
-    if levels is None or most is None or settings["split"]["_target_"] not in _BY_BLOCKS:
-        return
-    groups = "one number of blocks (split=layer)" if len(most) == 1 else f"{len(most)} numbers of blocks, one a stage (split=stage)"
-    for level in levels:
-        kept = [level] if isinstance(level, int) else list(level)
-        if len(kept) != len(most):
-            yield f"split.levels has {level}, but the model takes {groups}"
-            return
-        if any(k > m for k, m in zip(kept, most, strict=True)):
-            yield f"split.levels has {level}, but the model has only {most} blocks; list fewer, or use a deeper model"
-            return
-
-
-def _blocks_to_leave_out(settings: Settings) -> Iterable[str]:
-    needs = (*_BY_BLOCKS, "inco.splits.scalefl.ScaleFL")
-    if settings["model"]["_target_"] == "inco.models.cnn.CNNFamily" and settings["split"]["_target_"] in needs:
-        yield (
-            "model=cnn with a split by blocks (stage, layer, isolated, inclusive, scalefl): the model has no blocks that smaller clients "
-            "could leave out; use split=none, width or rolling"
-        )
-
-
-def _clients_for_each_level(settings: Settings) -> Iterable[str]:
-    levels, clients = settings["split"].get("levels"), settings["num_clients"]
-    if levels and settings["capacity"]["_target_"] == "inco.capacity.FiveLevels" and clients < len(levels):
-        yield (
-            f"num_clients={clients}: the split has {len(levels)} sizes and capacity=five_levels gives each a group of clients; "
-            f"use num_clients={len(levels)} or more, or fewer split.levels"
-        )
 
 
 def _vit_patches(settings: Settings) -> Iterable[str]:
@@ -143,25 +102,9 @@ def _previous_models(settings: Settings) -> Iterable[str]:
         )
 
 
-def _exits_fit_model(settings: Settings) -> Iterable[str]:
-    split, blocks = settings["split"], _blocks(settings["model"])
-    if split["_target_"] != "inco.splits.scalefl.ScaleFL" or blocks is None:
-        return
-    exits, most = split["exits"], sum(blocks)
-    if exits and (exits != sorted(set(exits)) or exits[-1] >= most):
-        yield f"split.exits={exits}: list them in order, each after 1 to {most - 1} blocks: the model has {most}, and ends with its own"
-    elif not exits and most < 6:
-        yield f"split.exits=null with a model of {most} blocks: the published exits fall together; list split.exits and split.levels"
-    heads = len(exits or [0, 0, 0]) + 1
-    if split["levels"] and any(count > heads for _, count in split["levels"]):
-        yield f"split.levels={split['levels']}: a level has 1 to {heads} exits, the model's own classifier included"
-
-
 CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], ...] = (
+    *SPLIT_RULES,
     (("model",), _widths_per_stage),
-    (("split", "model"), _split_fits_model),
-    (("split", "model"), _blocks_to_leave_out),
-    (("", "split", "capacity"), _clients_for_each_level),
     (("model",), _vit_patches),
     (("model",), _weights_to_fetch),
     (("model", "local"), _batch_norm_batches),
@@ -171,5 +114,4 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], 
     (("engine",), _graphs),
     (("algorithm", "local"), _plain_sgd),
     (("algorithm", "capacity"), _previous_models),
-    (("split", "model"), _exits_fit_model),
 )

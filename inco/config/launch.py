@@ -21,7 +21,7 @@ from inco.workers import how_many, local_workers
 if TYPE_CHECKING:
     from inco.checkpoint import State
     from inco.config.wiring import Assembly
-    from inco.engine import Ranks
+    from inco.engine import Meeting, Ranks
     from inco.simulator import Metrics, ServerState
 
 
@@ -35,17 +35,33 @@ def prepare() -> None:
     import inco.config.wiring  # noqa: F401
 
 
-def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | None) -> None:
+def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Meeting) -> None:
     """Be a rank other than 0: the same rounds, no record."""
     from inco.config.wiring import assemble
     from inco.engine import Ranks
 
     ranks = Ranks.join(rank, world, settings["engine"]["device"], store)
-    run = assemble(settings, ranks)
-    state = begin(run, ranks, settings, None)
-    run.simulator.run(state, settings["rounds"], lambda state, metrics: None)
-    peak_memory(ranks)
-    ranks.close()
+    try:
+        run = assemble(settings, ranks)
+        state = begin(run, ranks, settings, None)
+        run.simulator.run(state, settings["rounds"], lambda state, metrics: None)
+        peak_memory(ranks)
+    finally:
+        ranks.close()
+
+
+def follow_torchrun(settings: Mapping[str, Any], folder: Path) -> None:
+    """Be a rank that torchrun has started, if rank 0 finds that there is something to do."""
+    met = meeting(settings, folder)
+    if met.goes_ahead():
+        follow(placed(settings, folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), met)
+
+
+def meeting(settings: Mapping[str, Any], folder: Path) -> Meeting:
+    """Return where torchrun's ranks meet for this job, the same on each."""
+    from inco.engine import Meeting
+
+    return Meeting(f"{folder}/{digest(settings)}/{settings['seed']}")
 
 
 def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +72,9 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
     from inco.record import RunLock, RunRecord, setup_log
 
     with ExitStack() as stack:
+        met = meeting(settings, folder) if under_torchrun() else None
+        if met:
+            stack.callback(met.tell, False)  # unless it has said otherwise by then
         stack.enter_context(RunLock(folder))
         done = verdict(settings, folder)
         if done:
@@ -63,8 +82,10 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
         log = stack.enter_context(setup_log(folder))
         record = RunRecord(folder)
         session = Session(placed(settings, folder), folder, facts, record, log)
+        if met:
+            met.tell(True)
         try:
-            return session.run()
+            return session.run(met)
         except BaseException as error:
             session.fail(error)
             raise
@@ -103,10 +124,10 @@ class Session:
         self.began, self.before_s, self.moved = time.monotonic(), 0.0, False
         self.warnings: list[str] = []
 
-    def run(self) -> dict[str, Any]:
-        """Train to the last round and write the summary."""
-        if under_torchrun():
-            return self._lead(int(os.environ["WORLD_SIZE"]), None, None)
+    def run(self, met: Meeting | None = None) -> dict[str, Any]:
+        """Train to the last round and write the summary. `met`: where torchrun's ranks meet, if it has started them."""
+        if met:
+            return self._lead(int(os.environ["WORLD_SIZE"]), met, None)
         cohort = max(1, int(self.settings["num_clients"] * self.settings["sample_ratio"] + 1e-9))
         world = how_many(self.settings["engine"]["workers"], self.settings["engine"]["device"], cohort)
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads beside workers fight for cores
@@ -118,7 +139,7 @@ class Session:
             workers.wait_until_ready()
             return self._lead(world, str(workers.store), workers.abandon)
 
-    def _lead(self, world: int, store: str | None, abandon: Callable[[BaseException], None] | None) -> dict[str, Any]:
+    def _lead(self, world: int, store: str | Meeting, abandon: Callable[[BaseException], None] | None) -> dict[str, Any]:
         from inco.config.wiring import assemble
         from inco.engine import Ranks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def _run_name(*, _root_: DictConfig) -> str:
 def _in_paper() -> bool:
     """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or figures."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return str(choices.get("experiment") or "").startswith(("table", "figure"))
+    return re.match(r"(table|figure)\d", str(choices.get("experiment") or "")) is not None
 
 
 def register() -> None:

@@ -74,8 +74,10 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     store = ClientStore(settings["engine"]["state_dir"], population.moving, split.params.numel, split.buffers.numel, algorithm.kept_whole)
     passes = _passes(settings["engine"]["mode"], local, ranks)
     trainer = Trainer(pool, algorithm, local, uplink, _resident(dataset.train, ranks), recipe.train, family.min_batch, seed, store, passes)
-    norm = StaticNorm(pool, trainer.train, recipe.train, split.norm.images, seed) if split.norm.kind == "static" else None
-    evaluator = Evaluator(pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed, norm, local.precision)
+    norm = StaticNorm(pool, trainer.train, recipe.train, split.norm.images, seed, local.precision) if split.norm.kind == "static" else None
+    evaluator = Evaluator(
+        pool, _resident(dataset.test, ranks), recipe.test, capacity.levels, seed, norm, local.precision, split.norm.kind == "batch"
+    )
     engine = Engine(
         ranks,
         trainer,

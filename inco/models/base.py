@@ -140,16 +140,17 @@ def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None,
 PROJECTED = 256  # features behind a projection head
 
 
-def projection(size: int, head: str) -> tuple[nn.Module, int]:
+def projection(size: int, head: str, hidden: int) -> tuple[nn.Module, int]:
     """Return what stands between a model's features and its classifier, and the size of what the classifier sees.
 
-    "none": nothing; "mlp": MOON's projection head, Linear(size, size), ReLU, Linear(size, 256) (Li et al., CVPR 2021).
+    "none": nothing; "mlp": MOON's projection head, Linear(size, hidden), ReLU, Linear(hidden, 256) (Li et al., CVPR 2021, where hidden is
+    the size of the features; narrower relatives keep that of the whole model).
     """
     if head not in ("none", "mlp"):
         raise ConfigError(f"model.projection_head={head}: must be none or mlp")
     if head == "none":
         return nn.Identity(), size
-    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, PROJECTED)), PROJECTED
+    return nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, PROJECTED)), PROJECTED
 
 
 def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:

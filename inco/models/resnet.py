@@ -59,7 +59,8 @@ class ResNet(nn.Module):
     """A stem, stages `layer1`, `layer2`, ... and a linear classifier: [m, channels, h, w] -> Output.
 
     `keep`: blocks of each stage; `sizes`: channels of each group; `exits`: stage and number of its blocks after which each early head
-    stands; `ends`: the last of them is the classifier.
+    stands; `ends`: the last of them is the classifier; `hidden`: features
+    within a projection head (0: as many as it is given).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ResNet(nn.Module):
         form: Form = PLAIN,
         exits: Sequence[tuple[int, int]] = (),
         ends: bool = False,
+        hidden: int = 0,
     ) -> None:
         super().__init__()
         large, width = stem == "imagenet", sizes["layer1"]
@@ -91,7 +93,7 @@ class ResNet(nn.Module):
             self.add_module(name, nn.Sequential(*blocks))
             self.stages.append(name)
         if not ends:
-            self.projection, seen = projection(into, projection_head)
+            self.projection, seen = projection(into, projection_head, hidden or into)
             self.fc = nn.Linear(seen, num_classes)
         self._heads = {place: j for j, place in enumerate(exits)}
         self.exits = nn.ModuleList(
@@ -159,7 +161,7 @@ class ResNetFamily:
         kept = self._kept(keep, form)
         sizes = {name: form.sizes.get(name, group.size) for name, group in self.groups(form).items()}
         exits, ends = self._exits(kept, form)
-        return ResNet(kept, sizes, self.stem, self.channels, self.num_classes, self.projection_head, form, exits, ends)
+        return ResNet(kept, sizes, self.stem, self.channels, self.num_classes, self.projection_head, form, exits, ends, self.widths[-1])
 
     def _kept(self, keep: Sequence[int] | None, form: Form) -> list[int]:
         return check_keep(self.name, self.blocks, keep, least=0 if form.exits else 1)

@@ -52,7 +52,7 @@ class ViT(VisionTransformer):
 
     def __init__(self, projection_head: str, num_classes: int, exits: Sequence[int] = (), ends: bool = False, **settings: Any) -> None:
         super().__init__(num_classes=num_classes, **settings)
-        self.projection, seen = projection(self.embed_dim, projection_head)
+        self.projection, seen = projection(self.embed_dim, projection_head, self.embed_dim)
         if projection_head != "none":
             self.head = nn.Linear(seen, num_classes)
         self.ends, self._heads = ends, {after: j for j, after in enumerate(exits)}

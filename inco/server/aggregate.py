@@ -117,12 +117,14 @@ def _present(values: Tensor, sub: SubModel, task: ClientTask) -> Tensor:
 class Holders:
     """How many clients of the population hold each level, and of them, how many have each class (float64 [classes], where it matters).
 
-    `anybody`: number of all clients, where everyone comes to hold everything in time: levels or windows that move.
+    `anybody`: number of all clients, where everyone comes to hold everything in time: levels or windows that move; `anybody_by_class`: of
+    them, how many have each class, as nobody comes to hold the rows of a class that it lacks.
     """
 
     levels: Mapping[int, float]
     by_class: Mapping[int, Tensor] = field(default_factory=dict)
     anybody: float | None = None
+    anybody_by_class: Tensor | None = None
 
 
 class Cohort:
@@ -212,11 +214,25 @@ class Cohort:
         """Return |S_p| / N_p: of each coordinate's holders in the population, the share that takes part, float32 [P]."""
         takers = self._sum([1] * len(self.tasks), counted=False)
         if self.population.anybody is not None:
-            return takers.div_(self.population.anybody).float()
+            takers.div_(self.population.anybody)
+            if self.population.anybody_by_class is not None:
+                scale = self.population.anybody / self.population.anybody_by_class.clamp(min=1)
+                place, owner = self._class_places()
+                takers[place] *= scale.to(takers.device)[owner]
+            return takers.float()
         everybody = self._spread(self.population.levels, self.population.by_class, counted=False)
         share = takers.div_(everybody.clamp_(min=_NOBODY))
         del everybody
         return share.float()
+
+    def _class_places(self) -> tuple[Tensor, Tensor]:
+        """Return every coordinate that belongs to a class, once, and its class."""
+        rows = [sub.class_rows for sub in self.submodels.values() if sub.class_rows is not None]
+        owners = torch.full((self.sizes[0],), -1, dtype=torch.int64, device=self.device)
+        for r in rows:
+            owners[r.place.to(self.device)] = r.owner.to(self.device)
+        place = (owners >= 0).nonzero().flatten()
+        return place, owners[place]
 
     def average(self, sums: RoundSums) -> Aggregate:
         """Turn reduced sums into means over the holders; coordinates that nobody holds get zero."""

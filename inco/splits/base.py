@@ -32,6 +32,10 @@ class Norm:
     def __post_init__(self) -> None:
         if self.kind not in ("aggregated", "static", "batch"):
             raise ConfigError(f"split.bn={self.kind}: must be aggregated, static or batch")
+        if self.images is not None and self.images < 2:
+            raise ConfigError(
+                f"split.bn_images={self.images}: one image has no variance; use 2 or more, or null for the whole training set"
+            )
 
 
 class Split(ABC):
@@ -86,10 +90,12 @@ class Relatives(Split):
         self, family: Family, cuts: Sequence[Cut], whole: Form = PLAIN, norm: Norm | None = None, objective: Objective = cross_entropy
     ) -> None:
         self.norm = norm or Norm()
-        batch_stats = self.norm.kind != "aggregated"
+        batch_stats = self.norm.kind != "aggregated" and _keeps_statistics(family)
         self.family, self.whole, self.objective = family, replace(whole, batch_stats=batch_stats), objective
         self.cuts = [c._replace(form=replace(c.form, batch_stats=batch_stats)) for c in cuts]
         self.names = tuple(c.name for c in cuts)
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError(f"split.levels: two levels are called {max(self.names, key=self.names.count)}; make them differ by more")
         self.params, self.buffers = self._layouts(None, self.whole)
         self._parts = [self._layouts(c.keep, c.form) for c in self.cuts]
         self._kept: dict[int, tuple[int, SubModel]] = {}
@@ -131,12 +137,32 @@ class Relatives(Split):
 def class_rows(part: Slice) -> ClassRows:
     """Return the parameters of a sub-model whose first dimension is the classes."""
     local, owner = [], []
+    if not any(e.axes[:1] == ("classes",) for e in part.layout.entries.values()):
+        raise ConfigError(
+            "split.masked_loss: the model's axes name no dimension `classes`; use split.masked_loss=off, or name the classifier's so"
+        )
     for e in part.layout.entries.values():
         if e.axes[:1] == ("classes",):
             local.append(torch.arange(e.offset, e.offset + e.numel))
             owner.append(torch.arange(e.shape[0]).repeat_interleave(e.numel // e.shape[0]))
     positions = torch.cat(local)
     return ClassRows(positions, part.index[positions], torch.cat(owner))
+
+
+def _keeps_statistics(family: Family) -> bool:
+    """Tell whether a family has running statistics, and can be built without. ConfigError where it cannot."""
+    with torch.device("meta"):
+        if not any(True for _ in family.build().buffers()):
+            return False
+        try:
+            bare = family.build(None, Form(batch_stats=True))
+        except TypeError:  # it knows depth alone
+            bare = family.build()
+    if any(b.is_floating_point() for b in bare.buffers()):
+        raise ConfigError(
+            "split.bn: this model keeps running statistics whatever is asked; use split.bn=aggregated, or heed form.batch_stats"
+        )
+    return True
 
 
 class BlockSplit(Relatives):

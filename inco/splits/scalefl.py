@@ -45,8 +45,13 @@ class ScaleFL(Relatives):
         most = sum(family.blocks.values())
         rates, places = published(family.recipe, most)
         places = places if exits is None else [*exits, most]
+        _check_exits(places, most)
+        if levels is None and len(places) != len(rates):
+            raise ConfigError(
+                f"split.exits={exits} with split.levels=null: the four published levels need three early exits; give split.levels"
+            )
         table = [(r, h) for h, r in enumerate(rates, start=1)] if levels is None else [(float(r), int(h)) for r, h in levels]
-        _check(table, places, most)
+        _check(table, places)
         self.groups = groups_of(family, Form(exits=tuple(places[:-1])), "scalefl")
         self.sizes = [narrowed(self.groups, rate, math.floor) for rate, _ in table]
         early, cuts = tuple(places[:-1]), []
@@ -83,10 +88,17 @@ def _first_blocks(family: Family, count: int) -> list[int]:
     return keep
 
 
-def _check(table: Sequence[tuple[float, int]], places: Sequence[int], most: int) -> None:
+def _check_exits(places: Sequence[int], most: int) -> None:
+    if most < 2:
+        raise ConfigError(f"split=scalefl: the model has {most} blocks, and needs two or more to end early; use split=width")
     if any(a >= b for a, b in pairwise(places)) or places[0] < 1:
         raise ConfigError(f"split.exits={places[:-1]}: list them in order, each after 1 to {most - 1} of the model's {most} blocks")
+
+
+def _check(table: Sequence[tuple[float, int]], places: Sequence[int]) -> None:
     if not table or any(not 0 < rate <= 1 or not 1 <= h <= len(places) for rate, h in table):
         raise ConfigError(f"split.levels={table}: give [rate, exits] a level; rates are above 0 and at most 1, exits 1 to {len(places)}")
     if any(a >= b for a, b in pairwise((h, rate) for rate, h in table)):
         raise ConfigError(f"split.levels={table}: list the levels smallest first, by exits and then by rate")
+    if table[-1] != (1.0, len(places)):
+        raise ConfigError(f"split.levels={table}: the last level is the whole model; end with [1.0, {len(places)}]")

@@ -176,7 +176,7 @@ class Rolling(WidthSplit):
         if window not in ("forward", "backward", "random"):
             raise ConfigError(f"split.window={window}: must be forward, backward or random")
         if overlap is not None and (window == "random" or not 0 <= overlap <= 1):
-            raise ConfigError(f"split.overlap={overlap} with split.window={window}: null, or 0 to 1 for a window that moves")
+            raise ConfigError(f"split.overlap={overlap} with split.window={window}: null, or 0 to 1 for a window that moves; use null")
         self.window, self.overlap = window, overlap
         self._seed = 0
         super().__init__(levels, masked_loss, scaler, bn, bn_images, weighting, family)
@@ -185,6 +185,9 @@ class Rolling(WidthSplit):
         self._seed = seed  # random windows are draws of the run
         self._kept.clear()
         return super().initial(seed)
+
+    def submodel(self, level: int, round: int) -> SubModel:
+        return super().submodel(level, round if self.rates[level] < 1 else 0)  # who holds everything never moves
 
     def _phase(self, round: int) -> int:
         return max(round - 1, 0)
