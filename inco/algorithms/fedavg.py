@@ -13,6 +13,12 @@ from inco.errors import ConfigError
 from inco.types import Aggregate, LocalRun, Output, Plan, Weighting
 
 
+def one_of(setting: str, value: str, options: tuple[str, ...]) -> None:
+    """Raise ConfigError where a setting is none of its options."""
+    if value not in options:
+        raise ConfigError(f"algorithm.{setting}={value}: must be {' or '.join(options)}")
+
+
 class Algorithm:
     """FedAvg: clients minimise their own loss, the server adds the mean of their deltas.
 
@@ -21,8 +27,7 @@ class Algorithm:
     """
 
     def __init__(self, weighting: Weighting = "examples") -> None:
-        if weighting not in ("examples", "uniform"):
-            raise ConfigError(f"algorithm.weighting={weighting}: must be examples or uniform")
+        one_of("weighting", weighting, ("examples", "uniform"))
         self.weighting: Weighting = weighting
 
     @property

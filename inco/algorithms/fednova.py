@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from inco.algorithms.fedavg import Algorithm
-from inco.errors import ConfigError
+from inco.algorithms.fedavg import Algorithm, one_of
 from inco.types import LocalRun, Plan, Weighting
 
 
@@ -25,8 +24,7 @@ class FedNova(Algorithm):
     planned = ("tau_eff",)
 
     def __init__(self, tau: Literal["holders", "cohort"] = "holders", allow_adam: bool = False, weighting: Weighting = "examples") -> None:
-        if tau not in ("holders", "cohort"):
-            raise ConfigError(f"algorithm.tau={tau}: it is holders or cohort; use holders, or cohort for one tau_eff everywhere")
+        one_of("tau", tau, ("holders", "cohort"))
         super().__init__(weighting)
         self.tau, self.allow_adam = tau, allow_adam
 

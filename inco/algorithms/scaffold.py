@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from inco.algorithms.fedavg import Algorithm
-from inco.errors import ConfigError
+from inco.algorithms.fedavg import Algorithm, one_of
 from inco.types import Aggregate, LocalRun, Weighting
 
 
@@ -29,22 +25,14 @@ class Scaffold(Algorithm):
     downloads = ("c",)
     stateful = True
 
-    def __init__(
-        self,
-        option: Literal["II", "I"] = "II",
-        correction: Literal["grad", "post_step"] = "grad",
-        allow_adam: bool = False,
-        weighting: Weighting = "examples",
-    ) -> None:
-        if option not in ("I", "II"):
-            raise ConfigError(f"algorithm.option={option}: SCAFFOLD has options I and II; use II, or I for one more pass over the data")
-        if correction not in ("grad", "post_step"):
-            raise ConfigError(f"algorithm.correction={correction}: it is grad or post_step; use grad, or post_step for NIID-Bench's")
+    def __init__(self, option: str = "II", correction: str = "grad", allow_adam: bool = False, weighting: Weighting = "examples") -> None:
+        one_of("option", option, ("II", "I"))
+        one_of("correction", correction, ("grad", "post_step"))
         super().__init__(weighting)
         self.option, self.correction, self.allow_adam = option, correction, allow_adam
 
     @property
-    def uploads(self) -> Mapping[str, Weighting]:
+    def uploads(self) -> dict[str, Weighting]:
         return {"delta": self.weighting, "dc": "uniform"}
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
@@ -58,8 +46,7 @@ class Scaffold(Algorithm):
         # adding zeros would turn -0.0 into 0.0: without them the first round is FedAvg's, to the bit
         run.scratch["correction"] = correction if correction.any() else None
         if self.option == "I":
-            assert run.full_gradient is not None
-            run.scratch["gradient"] = run.full_gradient().clone()  # it may be a view of run.g
+            run.scratch["gradient"] = run.full_gradient().clone()  # type: ignore[misc]  # never None in a run; it may be a view of run.g
 
     def local_grad(self, run: LocalRun) -> None:
         if self.correction == "grad" and run.scratch["correction"] is not None:
@@ -70,9 +57,8 @@ class Scaffold(Algorithm):
             run.w.sub_(run.scratch["correction"], alpha=run.lr)
 
     def local_end(self, run: LocalRun) -> dict[str, Tensor]:
-        run.scratch.pop("correction", None)
+        run.scratch.pop("correction", None)  # vectors are as large as the model
         delta, old = run.w - run.w0, run.state["c_i"]
-        # one vector at a time: they are as large as the model
         new = run.scratch["gradient"] if self.option == "I" else (old - run.server["c"]).sub_(delta / (max(run.steps, 1) * run.lr))
         run.state["c_i"] = new
         return {"delta": delta, "dc": new - old}
