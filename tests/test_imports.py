@@ -29,7 +29,7 @@ ROWS = (
     ("inco.flat", "inco.seeding", "inco.errors", "inco.allocator"),
 )
 # Those of the algorithms that complain about their settings; each builds on the protocol and FedAvg, and on no other algorithm.
-ALGORITHMS = tuple(f"inco.algorithms.{name}" for name in ("feddyn", "fednova", "fedprox", "moon", "scaffold"))
+ALGORITHMS = tuple(f"inco.algorithms.{name}" for name in ("feddyn", "fedprox", "moon"))
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 # The rule above lets these see more than they should: what each may import at most. A module's own line wins over that of its package,

@@ -16,7 +16,7 @@ from inco.types import Aggregate, LocalRun, Output, Plan, Weighting
 def one_of(setting: str, value: str, options: tuple[str, ...]) -> None:
     """Raise ConfigError where a setting is none of its options."""
     if value not in options:
-        raise ConfigError(f"algorithm.{setting}={value}: must be {' or '.join(options)}")
+        raise ConfigError(f"algorithm.{setting}={value}: no such choice; use {' or '.join(options)}")
 
 
 class Algorithm:
