@@ -13,9 +13,10 @@ from inco.client_store import ClientStore
 from inco.data.dataset import Images
 from inco.data.transforms import Transform
 from inco.flat import BoundModel
-from inco.local import Local, reset
+from inco.local import Local, Optimizer, reset
 from inco.pool import ModelPool
 from inco.seeding import generator, seed_for
+from inco.spans import span
 from inco.types import ClientResult, ClientTask, LocalRun, Objective, SubModel, cross_entropy
 from inco.uplink import Uplink
 
@@ -25,7 +26,7 @@ Batch = tuple[Tensor, Tensor]  # images [m, C, S, S], labels [m]
 def train_locally(
     run: LocalRun,
     algorithm: Algorithm,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     batches: Iterator[Batch],
     precision: str = "fp32",
     objective: Objective = cross_entropy,
@@ -46,15 +47,20 @@ def train_locally(
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
     for x, y in batches:
         run.g.zero_()
-        loss = captured(x, y)
+        with span("captured pass"):
+            loss = captured(x, y)
         if loss is None:
-            output, plain = plain_pass(run.model, objective, x, y, run.task, precision)
-            loss = plain + algorithm.local_loss(run, output, x)
-            loss.backward()
-        if max_grad_norm is not None:
-            run.g.mul_((max_grad_norm / torch.linalg.vector_norm(run.g)).clamp_(max=1.0).nan_to_num_(1.0))
-        algorithm.local_grad(run)
-        optimizer.step()
+            with span("forward"):
+                output, plain = plain_pass(run.model, objective, x, y, run.task, precision)
+                loss = plain + algorithm.local_loss(run, output, x)
+            with span("backward"):
+                loss.backward()
+        with span("clipping and the algorithm's hooks"):
+            if max_grad_norm is not None:
+                run.g.mul_((max_grad_norm / torch.linalg.vector_norm(run.g)).clamp_(max=1.0).nan_to_num_(1.0))
+            algorithm.local_grad(run)
+        with span("optimizer"):
+            optimizer.step()
         run.steps += 1
         algorithm.local_step(run)
         total += loss.detach() * len(y)
@@ -89,16 +95,17 @@ class Trainer:
 
     def __call__(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
         """Train one client from the server's parameters `w` [P], buffers `b` [B] and its algorithm's vectors [P]."""
-        bench = self.pool.get(sub)
-        bound = bench.bound
-        bound.load(w, b, sub.params, sub.buffers)
         # torch.manual_seed keeps a note, with a traceback, for every kind of device that has not been used yet: slow, and ever more memory
         dropout = torch.cuda.default_generators[self.pool.device.index or 0] if self.pool.device.type == "cuda" else torch.default_generator
         dropout.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
-        run = self._start(task, sub, bound, server)
-        if self.algorithm.stateful:
-            kept = self.store.load(task, sub)
-            run.state = self.algorithm.init_client(run) if kept is None else {k: v.to(self.pool.device) for k, v in kept.items()}
+        with span("load the client"):
+            bench = self.pool.get(sub)
+            bound = bench.bound
+            bound.load(w, b, sub.params, sub.buffers)
+            run = self._start(task, sub, bound, server)
+            if self.algorithm.stateful:
+                kept = self.store.load(task, sub)
+                run.state = self.algorithm.init_client(run) if kept is None else {k: v.to(self.pool.device) for k, v in kept.items()}
         passes, algorithm = self.passes, self.algorithm
 
         def captured(x: Tensor, y: Tensor) -> Tensor | None:
@@ -114,10 +121,11 @@ class Trainer:
             self.local.max_grad_norm,
             captured,
         )
-        bound.read_buffers()
-        vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, self._stream("uplink", task))
-        if self.algorithm.stateful:
-            self.store.save(task, sub, run.state)
+        with span("upload"):
+            bound.read_buffers()
+            vectors = self.uplink(self.algorithm.local_end(run), sub.params.layout, self._stream("uplink", task))
+            if self.algorithm.stateful:
+                self.store.save(task, sub, run.state)
         return ClientResult(task, vectors, bound.b, float(loss), run.steps)
 
     def _start(self, task: ClientTask, sub: SubModel, bound: BoundModel, server: Mapping[str, Tensor]) -> LocalRun:
@@ -160,7 +168,9 @@ class Trainer:
         for _ in range(self.local.epochs):
             order = task.examples[torch.randperm(len(task.examples), generator=shuffle)].to(self.pool.device)
             for start, stop in spans:
-                yield take(self.train, order[start:stop], self.transform, augment)
+                with span("batch"):
+                    batch = take(self.train, order[start:stop], self.transform, augment)
+                yield batch
 
     def _stream(self, purpose: str, task: ClientTask) -> torch.Generator:
         return generator(self.seed, purpose, task.round, task.client, device=self.pool.device)

@@ -23,7 +23,9 @@ from inco.client import Trainer
 from inco.errors import ConfigError, InCoError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
 from inco.flat import Layout
+from inco.schedule import assign
 from inco.server.aggregate import Cohort, Holders, RoundSums
+from inco.spans import span
 from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
 
 _TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the others wait
@@ -78,6 +80,10 @@ class Ranks:
             with _peers():
                 dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """Do `work` on rank 0 alone, and return what it gave on every rank."""
+        return self.share(work() if self.rank == 0 else None)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order."""
@@ -144,20 +150,6 @@ def _place(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def assign(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Spread tasks over workers, longest first to the least loaded (Graham 1969). Returns each worker's positions.
-
-    A pure function of the costs, so that every rank knows the whole plan.
-    """
-    plan: list[list[int]] = [[] for _ in range(workers)]
-    load = [0.0] * workers
-    for position in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = min(range(workers), key=lambda k: (load[k], k))
-        plan[least].append(position)
-        load[least] += costs[position]
-    return plan
-
-
 class Engine:
     """Maps clients over ranks and reduces their uploads; scores levels over ranks.
 
@@ -203,15 +195,18 @@ class Engine:
         mine = self.plan(cohort.tasks)[self.ranks.rank]
         self._sums.reset()
         error = self._guarded(lambda: self._train(cohort, mine, w, b, server))
-        self._reduce(self._sums.total, error)
-        return cohort.average(self._sums)
+        with span("reduction, and waiting for other workers"):
+            self._reduce(self._sums.total, error)
+        with span("server"):
+            return cohort.average(self._sums)
 
     def _train(self, cohort: Cohort, mine: Sequence[int], w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> None:
         for done, position in enumerate(mine, start=1):
             task = cohort.tasks[position]
             sub = cohort.submodels[task.level]
             result = self._client(task, sub, w, b, server)
-            self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
+            with span("exact sum"):
+                self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
             del result  # its vectors, before the next client's
             if self.on_client:
                 self.on_client(done, len(mine))
@@ -233,10 +228,14 @@ class Engine:
         """Score every level on the whole test set."""
         measured = None
         if self.evaluator.norm:
-            measured = self.ranks.sum_(self.evaluator.measure(self._mine(*self.evaluator.norm_units(self.flops)), submodels, w, b, round))
-        mine = self._mine(*self.evaluator.units(self.flops))
-        table = self.evaluator.score(mine, submodels, w, b, round, measured)
-        return self.evaluator.scores(self.ranks.sum_(table))
+            with span("BatchNorm's statistics for scoring"):
+                units = self._mine(*self.evaluator.norm_units(self.flops))
+                measured = self.ranks.sum_(self.evaluator.measure(units, submodels, w, b, round))
+        with span("scoring"):
+            mine = self.evaluator.plan(submodels, self.flops, self.ranks.world)[self.ranks.rank]
+            table = self.evaluator.score(mine, submodels, w, b, round, measured)
+        with span("reduction, and waiting for other workers"):
+            return self.evaluator.scores(self.ranks.sum_(table))
 
     def _mine(self, units: Sequence[tuple[int, int]], costs: Sequence[float]) -> list[tuple[int, int]]:
         return [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]

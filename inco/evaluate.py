@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inco.client import take
+from inco.client import Batch, take
 from inco.data.dataset import Images
 from inco.data.transforms import Transform
+from inco.nested import Nested, nested, steps_of
 from inco.pool import ModelPool
+from inco.schedule import assign
 from inco.seeding import generator
 from inco.static_norm import StaticNorm
-from inco.types import SubModel
+from inco.types import Output, SubModel
 
 BATCH = 250  # test images at once; part of the arithmetic, so the same on every machine
+_BATCHES = 4  # batches a worker from which whole batches are dealt out: fewer would leave some workers idle
 _LOSS_STEPS = 2.0**24  # fixed-point steps of a summed loss: whole numbers add in any order
 
 
@@ -65,6 +68,20 @@ class Evaluator:
         units = [(level, number) for level in self.levels for number in range(len(self.starts))]
         return units, [costs[level] for level, _ in units]
 
+    def plan(self, submodels: Mapping[int, SubModel], costs: Mapping[int, float], workers: int) -> list[list[tuple[int, int]]]:
+        """Return the units of each worker. Levels with steps in common stay together, if there are batches enough to go round.
+
+        Scores are the same in any case.
+        """
+        units, of = self.units(costs)
+        shared = self._shared(submodels) if len(self.starts) >= _BATCHES * workers else None
+        bundles: dict[object, list[int]] = {}
+        for position, (level, number) in enumerate(units):
+            bundles.setdefault(("shared", number) if shared and level in shared.paths else position, []).append(position)
+        bundled = list(bundles.values())
+        shares = assign([sum(of[i] for i in bundle) for bundle in bundled], workers)
+        return [[units[i] for place in mine for i in bundled[place]] for mine in shares]
+
     def norm_units(self, costs: Mapping[int, float]) -> tuple[list[tuple[int, int]], list[float]]:
         """Return every (level, training batch) to measure statistics on, and its cost; none without static BatchNorm."""
         units = [(level, number) for level in self.levels for number in range(self.norm.batches())] if self.norm else []
@@ -99,34 +116,54 @@ class Evaluator:
         sizes = [self.norm.size(self.pool.get(submodels[level]).bound.model) for level in self.levels] if self.norm else []
         statistics = measured.split(sizes) if measured is not None else ()
         table = torch.zeros(len(self.levels), 4, dtype=torch.int64, device=self.pool.device)
+        shared = self._shared(submodels) if len({level for level, _ in units}) > 1 else None
         for row, level in enumerate(self.levels):
             numbers = [number for own, number in units if own == level]
-            if not numbers:
+            if not numbers or (shared and level in shared.paths):
                 continue
-            sub = submodels[level]
-            bound = self.pool.get(sub).bound
-            bound.load(w, b, sub.params, sub.buffers)
-            bound.model.eval()
+            model = self._loaded(submodels[level], w, b)
             if self.norm:
-                self.norm.install(bound.model, statistics[row])
+                self.norm.install(model, statistics[row])
             for number in numbers:
-                table[row] += self._batch(bound.model, number, round)
+                x, y = self._batch(number, round)
+                with self._autocast():
+                    output = model(x)
+                table[row] += _judged(output, y)
             if self.norm:
-                self.norm.remove(bound.model)
+                self.norm.remove(model)
+        if shared:
+            steps = steps_of(self._loaded(submodels[shared.host], w, b))
+            batches: dict[int, list[int]] = {}
+            for level, number in units:
+                if level in shared.paths:
+                    batches.setdefault(number, []).append(level)
+            for number, levels in batches.items():
+                x, y = self._batch(number, round)
+                with self._autocast():
+                    for level, output in shared.outputs(steps, x, levels):
+                        table[self.levels.index(level)] += _judged(output, y)
         return table
 
-    def _batch(self, model: torch.nn.Module, number: int, round: int) -> Tensor:
+    def _shared(self, submodels: Mapping[int, SubModel]) -> Nested | None:
+        """Return the levels whose first steps are the same and are taken once; none where each has statistics of its own."""
+        if self.norm:
+            return None
+        models = {level: self.pool.get(submodels[level]).bound.model for level in self.levels}
+        return nested({level: submodels[level] for level in self.levels}, models)
+
+    def _loaded(self, sub: SubModel, w: Tensor, b: Tensor) -> torch.nn.Module:
+        bound = self.pool.get(sub).bound
+        bound.load(w, b, sub.params, sub.buffers)
+        return bound.model.eval()
+
+    def _batch(self, number: int, round: int) -> Batch:
         start = self.starts[number]
         stop = self.starts[number + 1] if number + 1 < len(self.starts) else len(self.test.labels)
-        index = self.order[start:stop]
         stream = generator(self.seed, "test", round, number, device=self.pool.device)
-        x, y = take(self.test, index, self.transform, stream)
-        with torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = model(x).logits.float()
-        loss = F.cross_entropy(logits, y, reduction="sum").double()
-        broken = ~(loss < 2.0**24)
-        fixed = torch.where(broken, 0.0, loss * _LOSS_STEPS).round().long()
-        return torch.stack([(logits.argmax(1) == y).sum(), torch.tensor(len(y), device=y.device), fixed, broken.long()])
+        return take(self.test, self.order[start:stop], self.transform, stream)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.pool.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def scores(self, table: Tensor) -> dict[int, Score]:
         """Turn the summed table into a score a level."""
@@ -135,3 +172,12 @@ class Evaluator:
             loss = float("nan") if broken else fixed / _LOSS_STEPS / count
             out[level] = Score(100.0 * correct / count, loss, count)
         return out
+
+
+def _judged(output: Output, y: Tensor) -> Tensor:
+    """Return a batch's row of the table: correct, count, loss in fixed point, and whether the loss was not finite; int64 [4]."""
+    logits = output.logits.float()
+    loss = F.cross_entropy(logits, y, reduction="sum").double()
+    broken = ~(loss < 2.0**24)
+    fixed = torch.where(broken, 0.0, loss * _LOSS_STEPS).round().long()
+    return torch.stack([(logits.argmax(1) == y).sum(), torch.tensor(len(y), device=y.device), fixed, broken.long()])

@@ -7,6 +7,7 @@ P coordinates a client's n are.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,6 +138,14 @@ class Slice:
         """
         pieces = [_coordinates(whole.entries[e.name], e, kept).flatten() for e in part.entries.values()]
         return cls(part, torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64))
+
+    def start_of(self, entry: Entry) -> int | None:
+        """Return where a tensor of the sub-model starts in the global vector; None where it lies there in pieces."""
+        runs = self.runs or ()
+        at = bisect_right(runs, entry.offset, key=lambda run: run[1]) - 1
+        if at < 0 or entry.offset + entry.numel > runs[at][1] + runs[at][2]:
+            return None
+        return runs[at][0] + entry.offset - runs[at][1]
 
     def gather(self, vector: Tensor, out: Tensor) -> Tensor:
         """Copy this slice of a global vector [P] into `out` [n]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from inco.flat import BoundModel
-from inco.local import Local
+from inco.local import Local, Optimizer
 from inco.types import SubModel
 
 
@@ -17,7 +17,7 @@ class Bench:
     """What training one level needs: the bound model and the optimizer of its flat vector."""
 
     bound: BoundModel
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
 
 
 class ModelPool:

@@ -17,6 +17,7 @@ from inco.errors import NumericError
 from inco.evaluate import Score
 from inco.population import Population
 from inco.seeding import generator
+from inco.spans import span
 from inco.types import Aggregate, ClientTask, SubModel
 
 Metrics = dict[str, float]
@@ -102,22 +103,23 @@ class Simulator:
         self.algorithm.server_start(state.algorithm, cohort)
         aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
 
-        # 2. the algorithm says what to add, split and transform change it; what nobody holds does not move
-        update = self.algorithm.server_update(state.algorithm, aggregate)
-        update = self.population.split.server_update(state.split, update, aggregate)
-        noise = generator(self.population.seed, "transform", number, device=state.w.device)
-        update, mixing = self.transform(update.mul_(aggregate.covered), noise)
-        update.mul_(aggregate.covered)
-        norm = float(torch.linalg.vector_norm(update))
-        if not norm < float("inf"):
-            raise NumericError(f"round {number}: the update's norm is {norm}; it has not been applied. Lower local.lr")
+        with span("server"):
+            # 2. the algorithm says what to add, split and transform change it; what nobody holds does not move
+            update = self.algorithm.server_update(state.algorithm, aggregate)
+            update = self.population.split.server_update(state.split, update, aggregate)
+            noise = generator(self.population.seed, "transform", number, device=state.w.device)
+            update, mixing = self.transform(update.mul_(aggregate.covered), noise)
+            update.mul_(aggregate.covered)
+            norm = float(torch.linalg.vector_norm(update))
+            if not norm < float("inf"):
+                raise NumericError(f"round {number}: the update's norm is {norm}; it has not been applied. Lower local.lr")
 
-        # 3. the server steps; buffers take the mean of their holders
-        self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
-        state.b = torch.where(aggregate.buffers_covered, aggregate.buffers, state.b)
-        self.population.split.buffers.truncate_counters(state.b)
-        if self.algorithm.stateful:
-            self.engine.trainer.store.advance(number, [t.client for t in tasks])
+            # 3. the server steps; buffers take the mean of their holders
+            self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
+            state.b = torch.where(aggregate.buffers_covered, aggregate.buffers, state.b)
+            self.population.split.buffers.truncate_counters(state.b)
+            if self.algorithm.stateful:
+                self.engine.trainer.store.advance(number, [t.client for t in tasks])
         state.round = number
         trained = time.perf_counter() - began
 

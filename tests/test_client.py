@@ -11,11 +11,11 @@ from inco.client import Trainer, train_locally
 from inco.client_store import ClientStore
 from inco.data.dataset import Images
 from inco.data.transforms import Normalise, RandomCrop, RandomFlip, Transform
-from inco.engine import assign
 from inco.evaluate import BATCH, Evaluator
 from inco.local import SGD, Adam, Local
 from inco.models.resnet import ResNetFamily
 from inco.pool import ModelPool
+from inco.schedule import assign
 from inco.seeding import generator
 from inco.splits.depth import Depth
 from inco.types import ClientResult, ClientTask, LocalRun, Output

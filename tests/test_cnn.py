@@ -12,6 +12,7 @@ from inco.errors import ConfigError
 from inco.flat import layouts_of
 from inco.models.base import Form, fresh
 from inco.models.cnn import CNNFamily
+from inco.models.pooling import MaxPool2x2
 from inco.splits.base import Whole
 from inco.splits.depth import Depth
 from inco.splits.inclusive import Inclusive
@@ -174,3 +175,18 @@ def test_the_whole_is_one_level() -> None:
 def test_images_too_small() -> None:
     with pytest.raises(ConfigError, match=r"model\.kernel=5 and model\.padding=0 with images of 12x12: nothing is left.*model\.padding=2"):
         CNNFamily([16, 32, 64], 10, shape=(1, 12, 12), num_classes=3)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 3), (24, 24)])
+@pytest.mark.parametrize("last", [True, False])
+def test_pooling_is_the_librarys(size: tuple[int, int], last: bool) -> None:
+    """With and without a gradient, in either layout, odd sides included; a NaN stays one."""
+    x = torch.randn(3, 5, *size, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, 0] = float("nan")
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    expected, pool = nn.functional.max_pool2d(x, 2), MaxPool2x2()
+    with torch.no_grad():
+        assert torch.equal(pool(x).nan_to_num(9.0), expected.nan_to_num(9.0))
+    x.requires_grad_(True)
+    y = pool(x)
+    assert torch.equal(y.nan_to_num(9.0), expected.nan_to_num(9.0)) and y.grad_fn is not None

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from inco.data.dataset import Images
 from inco.data.transforms import Normalise, Transform
-from inco.engine import Engine, Ranks, assign
+from inco.engine import Engine, Ranks
 from inco.errors import NumericError, WorkerError
 from inco.evaluate import Evaluator
 from inco.flat import Layout, Slice
 from inco.local import SGD, Local
 from inco.pool import ModelPool
+from inco.schedule import assign
 from inco.seeding import generator, numpy_rng, seed_for
 from inco.server.aggregate import Holders
 from inco.types import ClientResult, ClientTask, Output, SubModel, Weighting

@@ -16,17 +16,17 @@ FILES = sorted((ROOT / "inco").rglob("*.py"))
 ROWS = (
     ("run",),
     ("inco.config",),
-    ("inco.simulator", "inco.workers", "inco.report"),
+    ("inco.simulator", "inco.workers", "inco.report", "inco.profile"),
     ("inco.engine", "inco.population", "inco.progress", "inco.tracker", "inco.checkpoint"),
     ("inco.record", "inco.evaluate"),
     ("inco.static_norm",),
     ("inco.client", "inco.server", "inco.diagnostics"),
     ("inco.captured",),
-    ("inco.pool", "inco.client_store", "inco.accounting"),
+    ("inco.pool", "inco.client_store", "inco.accounting", "inco.nested"),
     ("inco.algorithms", "inco.splits", "inco.capacity", "inco.data", "inco.uplink", "inco.local"),
     ("inco.models", "inco.objectives"),
     ("inco.types",),
-    ("inco.flat", "inco.seeding", "inco.errors", "inco.allocator"),
+    ("inco.flat", "inco.seeding", "inco.errors", "inco.allocator", "inco.schedule", "inco.shapes", "inco.spans"),
 )
 # Those of the algorithms that complain about their settings; each builds on the protocol and FedAvg, and on no other algorithm.
 ALGORITHMS = tuple(f"inco.algorithms.{name}" for name in ("feddyn", "fedprox", "moon"))
@@ -38,7 +38,7 @@ KNOWS = {
     "inco.algorithms": {"inco.types"},
     "inco.algorithms.fedavg": {"inco.types", "inco.errors"},
     **{module: {"inco.algorithms.fedavg", "inco.types", "inco.errors"} for module in ALGORITHMS},
-    "inco.splits": {"inco.models", "inco.objectives", "inco.types", "inco.flat", "inco.seeding", "inco.errors"},
+    "inco.splits": {"inco.models", "inco.objectives", "inco.types", "inco.flat", "inco.shapes", "inco.seeding", "inco.errors"},
     "inco.models": {"inco.types", "inco.flat", "inco.seeding", "inco.errors"},
     "inco.data": {"inco.seeding", "inco.errors"},
     "inco.capacity": {"inco.seeding", "inco.errors"},
@@ -51,7 +51,7 @@ KNOWS = {
     "inco.checkpoint": {"inco.errors", "inco.record"},
     "inco.workers": {"inco.errors", "inco.config"},
     "inco.objectives": {"inco.types", "inco.errors"},
-    "inco.accounting": {"inco.algorithms.fedavg", "inco.types"},
+    "inco.accounting": {"inco.algorithms.fedavg", "inco.types", "inco.shapes"},
     "inco.types": {"inco.flat"},
 }
 
@@ -192,3 +192,13 @@ def test_sizes(path: Path) -> None:
 
 def test_run_py_is_short() -> None:
     assert len((ROOT / "run.py").read_text().splitlines()) <= 40
+
+
+def test_a_run_imports_no_compiler() -> None:
+    """torch imports sympy, dynamo and Triton to follow shapes, to count operations and to step an optimizer: 2 s and 250 MB a process."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from support import TINY, simulate; simulate(*TINY, 'transform=inco')\n"
+        "print(sorted({'sympy', 'torch._dynamo', 'triton'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr

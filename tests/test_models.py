@@ -1,6 +1,7 @@
 """Models: published sizes and costs, equality with torchvision and timm on the same weights, and what each family states about itself
 (axes, taps, pairs, pretrained weights, settings that cannot work)."""
 
+import copy
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from inco.accounting import forward_flops
 from inco.errors import ConfigError, DataError
@@ -19,7 +21,7 @@ from inco.models.base import fresh
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
 from inco.server.pairs import cross_layer_pairs
-from inco.types import SubModel
+from inco.types import Output, SubModel
 
 RESNET26 = dict(blocks=[3, 3, 3, 3], widths=[64, 128, 256, 512])
 
@@ -79,6 +81,36 @@ def test_published_resnets(keep: list[int], params: int, macs: float, name: str)
     nothing = Slice(Layout([]), torch.empty(0, dtype=torch.int64))
     sub = SubModel(0, name, lambda: family.build(keep), nothing, nothing)
     assert round(forward_flops(sub, (3, 32, 32)) / 2e6, 3) == macs
+
+
+class Odd(nn.Module):
+    """What the families do not have: groups, a transposed convolution, a plain product, attention of unequal lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(4, 6, 3, stride=2, groups=2), nn.ConvTranspose2d(6, 5, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> Output:
+        x = self.up(self.conv(x)).flatten(2)
+        seen = nn.functional.scaled_dot_product_attention(x[:, None], x[:, None, :3], x[:, None, :3, :7])
+        return Output((seen @ seen.mT).sum((1, 2)), x)
+
+
+def odd_or(family: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    if family == "odd":
+        return Odd(), (4, 9, 9)
+    made = FAMILIES[family]()
+    size = getattr(made, "image_size", None) or 32
+    return made.build(), (getattr(made, "channels", 3), size, size)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "odd"])
+def test_operations_are_those_that_torch_counts(family: str) -> None:
+    model, shape = odd_or(family)
+    with FlopCounterMode(display=False) as reference, torch.device("meta"), torch.no_grad():
+        copy.deepcopy(model).to("meta").eval()(torch.empty(1, *shape))
+    nothing = Slice(Layout([]), torch.empty(0, dtype=torch.int64))
+    assert forward_flops(SubModel(0, family, lambda: model, nothing, nothing), shape) == reference.get_total_flops() > 0
 
 
 VITS = {8: 14_571_658, 9: 16_346_122, 10: 18_120_586, 11: 19_895_050, 12: 21_669_514}

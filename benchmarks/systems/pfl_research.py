@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.events import Laps, Mover, Reporter
 from benchmarks.material import Client, Material
-from inco.engine import assign
+from inco.schedule import assign
 
 
 class Net(nn.Module):

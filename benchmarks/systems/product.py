@@ -26,7 +26,7 @@ class Sitting(Session):
     def _open(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         """Announce nothing."""
 
-    def _train(self, run: Assembly, state: ServerState) -> None:
+    def _train(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         moved = Mover({"w": state.w})
 
         def listen(state: ServerState, metrics: Metrics) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import digest, identity
 from inco.config.resume import begin, pack, same_run, wipe
-from inco.config.summary import peak_memory, scores, sha256, sizes, versions
+from inco.config.summary import header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
 from inco.errors import InCoError, WorkerError
 from inco.workers import how_many, local_workers
@@ -150,7 +150,7 @@ class Session:
             state = begin(run, ranks, self.settings, saved)
             self._take_folder(state.round)
             self._open(run, ranks, state)
-            self._train(run, state)
+            self._train(run, ranks, state)
             return self._finish(run, ranks, state)
         except BaseException as error:
             if abandon:
@@ -186,7 +186,7 @@ class Session:
 
         info = RunInfo(self.facts["name"], self.folder, self.facts["group"], tuple(self.facts["tags"]), "train", dict(self.settings))
         note = self.tracker.start(info)
-        announce(_header(run, ranks, self.settings, self.facts) | {"folder": _shown(self.folder)})
+        announce(header(run, ranks, self.settings, self.facts) | {"folder": _shown(self.folder)})
         if note:
             print(note, flush=True)
         if state.round:
@@ -198,27 +198,46 @@ class Session:
             draw_partition(counts, run.dataset.classes, picture)
             self.tracker.image("partition", picture, state.round)
 
-    def _train(self, run: Assembly, state: ServerState) -> None:
+    def _train(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         from inco.progress import Progress
+        from inco.spans import span
 
         rounds, every = self.settings["rounds"], self.settings["checkpoint_every"]
-        with Progress(rounds, state.round) as progress:
+        with ExitStack() as stack:
+            round_over = self._profile(stack, ranks)
+            progress = stack.enter_context(Progress(rounds, state.round))
 
             def listen(state: ServerState, metrics: Metrics) -> None:
                 self.moved = True
-                self.record.append(metrics)
-                if state.round % every == 0 or state.round == rounds:
-                    self.record.sync()  # the rows of a checkpoint's rounds are on the disk before it is
-                    store = run.simulator.engine.trainer.store
-                    store.sync()
-                    self.checkpoints.save(pack(run, state, self.settings, self._wall_s()))
-                    store.prune(self.checkpoints.rounds()[0])
-                self.tracker.log(metrics, state.round)
+                with span("record and checkpoint"):
+                    self.record.append(metrics)
+                    if state.round % every == 0 or state.round == rounds:
+                        self._checkpoint(run, state)
+                    self.tracker.log(metrics, state.round)
                 progress.round(metrics)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
+                round_over()
 
             run.simulator.engine.on_client = progress.client
             run.simulator.run(state, rounds, listen)
+
+    def _checkpoint(self, run: Assembly, state: ServerState) -> None:
+        self.record.sync()  # the rows of a checkpoint's rounds are on the disk before it is
+        store = run.simulator.engine.trainer.store
+        store.sync()
+        self.checkpoints.save(pack(run, state, self.settings, self._wall_s()))
+        store.prune(self.checkpoints.rounds()[0])
+
+    def _profile(self, stack: ExitStack, ranks: Ranks) -> Callable[[], object]:
+        """Watch where rounds spend their time, if asked to; return what is to be called after each."""
+        if not self.settings["engine"]["profile"]:
+            return lambda: None
+        from inco.profile import profiled
+
+        path = self.folder / "profile.txt"
+        finished = stack.enter_context(profiled(path, ranks.device, ranks.rank, ranks.world))
+        stack.callback(lambda: print(path.read_text() if path.exists() else "no profile: it takes two rounds", flush=True))
+        return finished
 
     def _finish(self, run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
         rows = self.record.rows()
@@ -273,19 +292,6 @@ class Session:
 
     def _wall_s(self) -> float:
         return self.before_s + time.monotonic() - self.began
-
-
-def _header(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    population, held = run.simulator.population, run.partition.sizes
-    models = ", ".join(f"{run.split.names[level]} ({cost.params:,})" for level, cost in run.costs.items())
-    return {
-        "dataset": f"{run.dataset.name}: {len(run.dataset.train.labels):,} training, {len(run.dataset.test.labels):,} test images",
-        "clients": f"{population.num_clients:,}, {population.cohort_size} a round; {held.min()} to {held.max()} examples each",
-        "models": f"{models} parameters",
-        "method": facts["method"],
-        "rounds": settings["rounds"],
-        "workers": f"{ranks.world} on {ranks.device.type}",
-    }
 
 
 def _shown(folder: Path) -> str:

@@ -226,4 +226,5 @@ class EngineSettings:
     workers: Any = ruled(INTEGER_OR_AUTO)
     device: str = ruled(one_of("auto", "cpu", "cuda"))
     mode: str = ruled(one_of("auto", "eager", "graph"))
+    profile: bool = MISSING
     state_dir: str | None = MISSING

@@ -7,12 +7,27 @@ import importlib.metadata
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inco.config.wiring import Assembly
     from inco.engine import Ranks
     from inco.simulator import ServerState
+
+
+def header(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a user is told of a run before it starts."""
+    population, held = run.simulator.population, run.partition.sizes
+    models = ", ".join(f"{run.split.names[level]} ({cost.params:,})" for level, cost in run.costs.items())
+    return {
+        "dataset": f"{run.dataset.name}: {len(run.dataset.train.labels):,} training, {len(run.dataset.test.labels):,} test images",
+        "clients": f"{population.num_clients:,}, {population.cohort_size} a round; {held.min()} to {held.max()} examples each",
+        "models": f"{models} parameters",
+        "method": facts["method"],
+        "rounds": settings["rounds"],
+        "workers": f"{ranks.world} on {ranks.device.type}",
+    }
 
 
 def scores(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     population = Population(settings["num_clients"], settings["sample_ratio"], partition, capacity, split, seed, has)
 
     submodels = population.submodels(0)
-    costs = {level: level_cost(sub, recipe.shape, algorithm) for level, sub in submodels.items()}
+    costs = ranks.first(lambda: {level: level_cost(sub, recipe.shape, algorithm) for level, sub in submodels.items()})
     flops = {level: float(cost.flops) for level, cost in costs.items()}
     pool = ModelPool(local, ranks.device, max(sub.params.layout.numel for sub in submodels.values()))
     uplink = build("uplink", settings["uplink"])

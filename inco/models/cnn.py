@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from inco.errors import ConfigError
 from inco.flat import Axes
 from inco.models.base import PLAIN, Form, Group, head_axes, scaler
+from inco.models.pooling import MaxPool2x2
 from inco.types import Output, Pair
 
 
@@ -29,7 +30,7 @@ class CNN(nn.Module):
         super().__init__()
         *maps, hidden = sizes
         self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel, padding=padding) for a, b in pairwise([channels, *maps]))
-        self.pool, self.relu, self.scaler = nn.MaxPool2d(2), nn.ReLU(inplace=True), scaler(form)
+        self.pool, self.relu, self.scaler = MaxPool2x2(), nn.ReLU(inplace=True), scaler(form)
         self.hidden = nn.Linear(positions * maps[-1], hidden)
         self.fc = nn.Linear(hidden, num_classes)
 

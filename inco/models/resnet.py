@@ -6,7 +6,7 @@ exchanged; the stage-split family is that of Chan et al., ICLR 2024, Appendix H.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -103,8 +103,20 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def steps(self) -> dict[str, Callable[[Tensor], Tensor | Output]]:
+        """The forward pass as named steps, of which relatives share the first; none with early heads."""
+        blocks = {f"{stage}.{b}": block for stage in self.stages for b, block in enumerate(self.get_submodule(stage).children())}
+        return {} if self._heads else {"stem": self._stem, **blocks, "head": self._head}
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.relu(self.maxpool(self.bn1(self.scaler(self.conv1(x)))))  # the maximum first: fewer pixels, the same values
+
+    def _head(self, x: Tensor) -> Output:
+        features = self.projection(x.mean((2, 3)))
+        return Output(self.fc(features), features)
+
     def forward(self, x: Tensor) -> Output:
-        x = self.relu(self.maxpool(self.bn1(self.scaler(self.conv1(x)))))  # the maximum first: fewer pixels, the same values
+        x = self._stem(x)
         early: list[Tensor] = []
         for s, stage in enumerate(self.stages, start=1):
             for b, block in enumerate(self.get_submodule(stage).children(), start=1):
@@ -117,8 +129,7 @@ class ResNet(nn.Module):
                         return Output(logits, features, tuple(early))
                     if self.training:
                         early.append(self.exits[head](x).logits)
-        features = self.projection(x.mean((2, 3)))
-        return Output(self.fc(features), features, tuple(early))
+        return self._head(x)._replace(exits=tuple(early))
 
 
 class ResNetFamily:

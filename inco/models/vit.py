@@ -7,7 +7,7 @@ split is that of Chan et al., ICLR 2024, Appendix H.4. Parameter names are timm'
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,13 +61,7 @@ class ViT(VisionTransformer):
             del self.norm, self.head, self.projection
 
     def forward(self, x: Tensor) -> Output:  # type: ignore[override]  # what the house asks of a model
-        if self._heads:
-            return self._with_exits(x)
-        features = self.projection(self.forward_head(self.forward_features(x), pre_logits=True))
-        return Output(self.head(features), features)
-
-    def _with_exits(self, x: Tensor) -> Output:
-        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+        x = self._embed(x)
         early: list[Tensor] = []
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
@@ -78,8 +72,19 @@ class ViT(VisionTransformer):
                     return Output(logits, features, tuple(early))
                 if self.training:
                     early.append(head(x).logits)
+        return self._head(x)._replace(exits=tuple(early))
+
+    def steps(self) -> dict[str, Callable[[Tensor], Tensor | Output]]:
+        """The forward pass as named steps, of which relatives share the first; none with early heads."""
+        blocks = {f"blocks.{b}": block for b, block in enumerate(self.blocks)}
+        return {} if self._heads else {"embed": self._embed, **blocks, "head": self._head}
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+
+    def _head(self, x: Tensor) -> Output:
         features = self.projection(self.forward_head(self.norm(x), pre_logits=True))
-        return Output(self.head(features), features, tuple(early))
+        return Output(self.head(features), features)
 
     def narrow(self, block: int, heads: int, head_dim: int, hidden: int, form: Form) -> None:
         """Give a block fewer heads and a narrower MLP."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from inco.errors import ConfigError
 from inco.flat import Layout, Slice, layouts_of
 from inco.models.base import PLAIN, Family, Form, fresh, relative
+from inco.shapes import shapes_only
 from inco.types import Aggregate, ClassRows, Objective, Pair, SubModel, cross_entropy
 
 
@@ -101,7 +102,7 @@ class Relatives(Split):
         self._kept: dict[int, tuple[int, SubModel]] = {}
 
     def _layouts(self, keep: Sequence[int] | None, form: Form) -> tuple[Layout, Layout]:
-        with torch.device("meta"):
+        with shapes_only():
             model = relative(self.family, keep, form)
         return layouts_of(model, self.family.axes(keep) if form == PLAIN else self.family.axes(keep, form))
 
@@ -151,7 +152,7 @@ def class_rows(part: Slice) -> ClassRows:
 
 def _keeps_statistics(family: Family) -> bool:
     """Tell whether a family has running statistics, and can be built without. ConfigError where it cannot."""
-    with torch.device("meta"):
+    with shapes_only():
         if not any(True for _ in family.build().buffers()):
             return False
         try:
