@@ -32,7 +32,7 @@ QUICK = (
 def imports_s(environment: dict[str, str]) -> float:
     """Time starting Python and importing what a run imports."""
     began = time.monotonic()
-    code = "import run, inco.config.wiring, inco.record, inco.progress, inco.checkpoint"
+    code = "import run, inco.config.wiring, inco.record, inco.progress, inco.checkpoint, wandb"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
     return time.monotonic() - began
 

@@ -202,3 +202,18 @@ def test_a_run_imports_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_workers_are_on_their_way_before_torch_is_imported(tmp_path: Path) -> None:
+    """Importing it takes a second here and in each worker, at the same time."""
+    code = (
+        "import sys, inco.config.launch as launch\n"
+        "def spy(settings, world):\n"
+        "    print('torch' in sys.modules, world)\n"
+        "    raise KeyboardInterrupt\n"
+        "launch.local_workers = spy\n"
+        f"sys.argv = ['run.py', 'debug=tiny', 'engine.workers=2', 'hydra.run.dir={tmp_path}']\n"
+        "import runpy; runpy.run_path('run.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:1] == ["False 2"], done.stdout + done.stderr

@@ -19,7 +19,7 @@ from inco.errors import InCoError, WorkerError
 from inco.workers import how_many, local_workers
 
 if TYPE_CHECKING:
-    from inco.checkpoint import State
+    from inco.checkpoint import Checkpoints, State
     from inco.config.wiring import Assembly
     from inco.engine import Meeting, Ranks
     from inco.simulator import Metrics, ServerState
@@ -116,11 +116,9 @@ class Session:
     """One sitting of a run on rank 0: from its last checkpoint, or the start, to its last round or an interruption."""
 
     def __init__(self, settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], record: Any, log: Any) -> None:
-        from inco.checkpoint import Checkpoints
-
         self.settings, self.folder, self.facts, self.record, self.log = settings, folder, facts, record, log
-        self.checkpoints = Checkpoints(folder)
         self.tracker = build("tracker", settings["tracker"])
+        self.checkpoints: Checkpoints
         self.began, self.before_s, self.moved = time.monotonic(), 0.0, False
         self.warnings: list[str] = []
 
@@ -140,9 +138,11 @@ class Session:
             return self._lead(world, str(workers.store), workers.abandon)
 
     def _lead(self, world: int, store: str | Meeting, abandon: Callable[[BaseException], None] | None) -> dict[str, Any]:
+        from inco.checkpoint import Checkpoints
         from inco.config.wiring import assemble
         from inco.engine import Ranks
 
+        self.checkpoints = Checkpoints(self.folder)
         ranks = Ranks.join(0, world, self.settings["engine"]["device"], store)
         try:
             run = assemble(self.settings, ranks)
@@ -180,23 +180,27 @@ class Session:
             (self.folder / ".hydra" / name).write_text(text)
 
     def _open(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
-        from inco.data.picture import draw_partition
-        from inco.progress import announce
+        from inco.progress import announce, short_path
         from inco.tracker import RunInfo
 
         info = RunInfo(self.facts["name"], self.folder, self.facts["group"], tuple(self.facts["tags"]), "train", dict(self.settings))
         note = self.tracker.start(info)
-        announce(header(run, ranks, self.settings, self.facts) | {"folder": _shown(self.folder)})
+        announce(header(run, ranks, self.settings, self.facts) | {"folder": short_path(self.folder)})
         if note:
             print(note, flush=True)
         if state.round:
             print(f"going on after round {state.round}", flush=True)
         self.log.info("rounds %d to %d on %d worker(s), %s", state.round + 1, self.settings["rounds"], ranks.world, ranks.device)
+
+    def _draw(self, run: Assembly, round: int) -> None:
+        """Draw the clients' data, after a round: importing what draws it takes half a second."""
         picture = self.folder / "partition.png"
         if not picture.exists():
+            from inco.data.picture import draw_partition
+
             counts = run.partition.class_counts(run.dataset.train.labels.numpy(), len(run.dataset.classes))
             draw_partition(counts, run.dataset.classes, picture)
-            self.tracker.image("partition", picture, state.round)
+            self.tracker.image("partition", picture, round)
 
     def _train(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         from inco.progress import Progress
@@ -215,6 +219,7 @@ class Session:
                         self._checkpoint(run, state)
                     self.tracker.log(metrics, state.round)
                 progress.round(metrics)
+                self._draw(run, state.round)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
                 round_over()
 
@@ -292,9 +297,3 @@ class Session:
 
     def _wall_s(self) -> float:
         return self.before_s + time.monotonic() - self.began
-
-
-def _shown(folder: Path) -> str:
-    from inco.progress import short_path
-
-    return short_path(folder)
