@@ -36,10 +36,11 @@ def partition_seconds(clients: int, scheme: str) -> float:
 
 
 def main(args: argparse.Namespace) -> list[Row]:
-    """Measure, print and keep. Each client holds one example, so that rounds of equal cohorts are equal work: ten steps, or one in the large cohort."""
+    """Measure, print and keep. Each client holds one example, so that rounds of equal cohorts are equal work."""
     few, many, cohort, large, epochs = (50, 500, 10, 100, 2) if args.quick else (1_000, 1_000_000, 100, 10_000, 10)
     rounds, repeats = args.rounds or (2 if args.quick else 10), args.repeats or (1 if args.quick else 3)
-    cases = [(few, cohort, epochs), (many, cohort, epochs), (many, large, 1)]  # rounds of tenths of a second, or jitter is all that is seen
+    # rounds of tenths of a second where they are compared, or jitter is all that is seen
+    cases = [(few, cohort, epochs), (many, cohort, epochs), (many, large, 1)]
     trials = []
     for repeat in range(repeats):
         for clients, size, steps in cases:
