@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from inco.allocator import keep_freed_memory
 from inco.client import Trainer
@@ -28,6 +28,7 @@ from inco.server.aggregate import Cohort, Holders, RoundSums
 from inco.spans import span
 from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
 
+Observe = Callable[[int, int, int, nn.Module], None]  # position, client (-1: the server), level, model
 _TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the others wait
 
 
@@ -177,6 +178,7 @@ class Engine:
         self._sizes = (params.numel, buffers.numel)
         self._sums = RoundSums(list(uploads), params.numel, buffers.numel, cohort, ranks.device, side)
         self.on_client: Callable[[int, int], None] | None = None
+        self.observe: Observe | None = None  # called with each of this rank's clients, just trained
 
     def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
         """Return the positions in the cohort that each rank trains."""
@@ -207,6 +209,9 @@ class Engine:
             result = self._client(task, sub, w, b, server)
             with span("exact sum"):
                 self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
+            if self.observe:
+                with span("diagnostics"):
+                    self.observe(position, task.client, task.level, self.trainer.pool.get(sub).bound.model)
             del result  # its vectors, before the next client's
             if self.on_client:
                 self.on_client(done, len(mine))
@@ -236,6 +241,15 @@ class Engine:
             table = self.evaluator.score(mine, submodels, w, b, round, measured)
         with span("reduction, and waiting for other workers"):
             return self.evaluator.scores(self.ranks.sum_(table))
+
+    def show(self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, observe: Observe) -> None:
+        """Let the server's model of each level be looked at; levels are spread over ranks."""
+        for position, level in enumerate(sorted(submodels)):
+            if position % self.ranks.world == self.ranks.rank:
+                sub = submodels[level]
+                bound = self.trainer.pool.get(sub).bound
+                bound.load(w, b, sub.params, sub.buffers)
+                observe(position, -1, level, bound.model)
 
     def _mine(self, units: Sequence[tuple[int, int]], costs: Sequence[float]) -> list[tuple[int, int]]:
         return [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]

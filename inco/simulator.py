@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inco.accounting import LevelCost
 from inco.algorithms.fedavg import Algorithm
@@ -37,9 +37,13 @@ class ServerOptimizer(Protocol):
 
 
 class Diagnostics(Protocol):
-    """Extra metrics of a round."""
+    """Extra metrics of a round, and arrays to keep; see `inco.diagnostics.NoDiagnostics` for what each part says."""
 
-    def on_round(self, round: int, aggregate: Aggregate) -> Mapping[str, float]: ...
+    arrays: Mapping[str, Any]
+
+    def watch(self, round: int) -> str: ...
+    def observe(self, position: int, client: int, level: int, model: nn.Module) -> None: ...
+    def on_round(self, round: int, aggregate: Aggregate, gather: Callable[[Any], list[Any]]) -> Mapping[str, float]: ...
 
 
 @dataclass
@@ -101,6 +105,8 @@ class Simulator:
         # 1. clients train, their uploads are averaged over the holders of each coordinate
         cohort = self.engine.cohort(tasks, submodels)
         self.algorithm.server_start(state.algorithm, cohort)
+        watching = self.diagnostics.watch(number)
+        self.engine.observe = self.diagnostics.observe if watching == "clients" else None
         aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
 
         with span("server"):
@@ -128,8 +134,12 @@ class Simulator:
             metrics |= self._scores(submodels, self.engine.evaluate(submodels, state.w, state.b, number))
         metrics |= self._work(tasks, aggregate) | {"update/norm": norm}
         metrics.update(mixing)
-        metrics.update(self.diagnostics.on_round(number, aggregate))
-        return metrics | {"time/train_s": trained, "time/eval_s": time.perf_counter() - began - trained}
+        scored = time.perf_counter()
+        with span("diagnostics"):
+            if watching == "capacities":
+                self.engine.show(submodels, state.w, state.b, self.diagnostics.observe)
+            metrics.update(self.diagnostics.on_round(number, aggregate, self.engine.ranks.gather))
+        return metrics | {"time/train_s": trained, "time/eval_s": scored - began - trained}
 
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:
         """Loss, traffic and arithmetic of the cohort. A training step is counted as three forward passes."""

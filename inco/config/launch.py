@@ -214,6 +214,7 @@ class Session:
             def listen(state: ServerState, metrics: Metrics) -> None:
                 self.moved = True
                 with span("record and checkpoint"):
+                    self.record.keep(state.round, run.simulator.diagnostics.arrays)
                     self.record.append(metrics)
                     if state.round % every == 0 or state.round == rounds:
                         self._checkpoint(run, state)

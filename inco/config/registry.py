@@ -54,5 +54,6 @@ SCHEMAS: dict[str, type] = {
     "inco.server.optim.Average": s.Empty,
     "inco.uplink.Clean": s.Empty,
     "inco.diagnostics.NoDiagnostics": s.Empty,
+    "inco.diagnostics.cka.CKA": s.CKADiagnostics,
     "inco.config.schema.EngineSettings": s.EngineSettings,
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inco.engine import Ranks
     from inco.simulator import ServerState
 
-OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition.png", "wandb_id", "clients")
+OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition.png", "profile.txt", "wandb_id", "clients", "cka")
 
 
 def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State | None) -> ServerState:

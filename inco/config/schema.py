@@ -222,6 +222,16 @@ class SGD(Local):
 
 
 @dataclass
+class CKADiagnostics:
+    every: int = ruled(COUNT)
+    images: int = ruled(at_least(2))
+    batch: int = ruled(at_least(2))
+    models: str = ruled(one_of("clients", "capacities"))
+    estimator: str = ruled(one_of("unbiased", "biased"))
+    most: int = ruled(at_least(2))
+
+
+@dataclass
 class EngineSettings:
     workers: Any = ruled(INTEGER_OR_AUTO)
     device: str = ruled(one_of("auto", "cpu", "cuda"))

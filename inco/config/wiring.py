@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inco.accounting import LevelCost, level_cost
 from inco.captured import CapturedPasses, cuda_graph
-from inco.client import Trainer
+from inco.client import Trainer, take
 from inco.client_store import ClientStore
 from inco.config.targets import build, locate
 from inco.data.dataset import Dataset, Images
 from inco.data.partition import Partition
+from inco.data.transforms import Transform
 from inco.engine import Engine, Ranks
 from inco.errors import ConfigError
 from inco.evaluate import Evaluator
@@ -22,7 +24,7 @@ from inco.local import Local
 from inco.models.base import Family
 from inco.pool import ModelPool
 from inco.population import Population
-from inco.seeding import numpy_rng
+from inco.seeding import generator, numpy_rng
 from inco.simulator import Simulator
 from inco.splits.base import Split
 from inco.static_norm import StaticNorm
@@ -92,6 +94,9 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         split.side_size,
     )
     server, diagnostics = build("server", settings["server"]), build("diagnostics", settings["diagnostics"])
+    if diagnostics.probe:
+        taps = [split.taps(level) for level in range(len(split.names))]
+        diagnostics.bind(_probe(evaluator.test, recipe.test, diagnostics.probe, seed), taps, split.names)
     simulator = Simulator(
         population, engine, algorithm, transform, server, diagnostics, costs, trainer.images_trained, settings["eval_every"]
     )
@@ -103,6 +108,12 @@ def _passes(mode: str, local: Local, ranks: Ranks) -> CapturedPasses | None:
     if mode == "graph" and ranks.device.type != "cuda":
         raise ConfigError("engine.mode=graph without a GPU: CUDA graphs need one; use engine.mode=auto")
     return CapturedPasses(local.batch_size, local.precision, cuda_graph) if ranks.device.type == "cuda" and mode != "eager" else None
+
+
+def _probe(test: Images, transform: Transform, count: int, seed: int) -> Tensor:
+    """Return images of the test set, the same in every round of a run, prepared as for scoring."""
+    chosen = torch.randperm(len(test.labels), generator=generator(seed, "probe"))[:count].to(test.labels.device)
+    return take(test, chosen, transform, generator(seed, "probe_transform", device=test.labels.device))[0]
 
 
 def _resident(images: Images, ranks: Ranks) -> Images:

@@ -67,6 +67,10 @@ class Split(ABC):
     def pairs(self, style: str) -> tuple[Pair, ...]:
         """Return the cross-layer pairs among the server's tensors."""
 
+    def taps(self, level: int) -> Mapping[str, str]:
+        """Return the named activations of a level's model: tap -> module; none by default."""
+        return {}
+
     def init_server(self) -> dict[str, Tensor]:
         """Return the split's own vectors at the server before the first round."""
         return {}
@@ -133,6 +137,9 @@ class Relatives(Split):
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         return self.family.pairs(style)
+
+    def taps(self, level: int) -> Mapping[str, str]:
+        return self.family.taps(self.cuts[level].keep)
 
 
 def class_rows(part: Slice) -> ClassRows:

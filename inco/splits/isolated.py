@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -54,6 +54,9 @@ class Isolated(Split):
 
     def submodel(self, level: int, round: int) -> SubModel:
         return self._submodels[level]
+
+    def taps(self, level: int) -> Mapping[str, str]:
+        return self.family.taps(self._table[level])
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         found = []

@@ -1,0 +1,109 @@
+"""`diagnostics=cka`: how alike models are, layer by layer, on one fixed set of images (the paper's Figures 1, 2 and 10)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inco.diagnostics import NoDiagnostics
+from inco.diagnostics.similarity import Estimator, cka, gram
+from inco.errors import ConfigError
+from inco.types import Aggregate
+
+
+class Seen(NamedTuple):
+    """One model: its place in the order, its client and level, and its Gram matrices by tap, float64 [batches, m, m]."""
+
+    position: int
+    client: int
+    level: int
+    grams: Mapping[str, Tensor]
+
+
+class CKA(NoDiagnostics):
+    """Linear CKA of every pair of models at every tap.
+
+    `models`: "clients", the cohort's models as trained, or "capacities", the server's after the round; `every`: rounds between two
+    measurements, from the first; `images`: of the test set, the same in all rounds; `batch`: how many of them share a Gram matrix;
+    `estimator`: of HSIC; `most`: clients looked at, the first of the cohort. The cost is a forward pass of `images` images a model.
+    """
+
+    def __init__(
+        self, every: int, images: int, batch: int, models: str = "clients", estimator: Estimator = "unbiased", most: int = 10
+    ) -> None:
+        least = 4 if estimator == "unbiased" else 2
+        if batch < least or images % batch:
+            raise ConfigError(
+                f"diagnostics.batch={batch} with diagnostics.images={images}: batches of equal size, and of {least} images or more "
+                f"for the {estimator} estimator; use diagnostics.batch={max(images, least)}"
+            )
+        self.every, self.probe, self.batch = every, images, batch
+        self.models, self.estimator, self.most = models, estimator, most
+        self._images, self._taps, self._names = torch.empty(0), (), ()  # type: tuple[Tensor, Sequence[Mapping[str, str]], Sequence[str]]
+        self._seen: list[Seen] = []
+        self._spent = 0.0
+        self.arrays = {}
+
+    def bind(self, images: Tensor, taps: Sequence[Mapping[str, str]], names: Sequence[str]) -> None:
+        self._images, self._taps, self._names = images, taps, names
+        if len(images) < self.probe:
+            raise ConfigError(f"diagnostics.images={self.probe}: the test set has {len(images)}; use as many or fewer")
+
+    def watch(self, round: int) -> str:
+        return self.models if (round - 1) % self.every == 0 else ""
+
+    def observe(self, position: int, client: int, level: int, model: nn.Module) -> None:
+        if position < self.most:
+            began = time.perf_counter()
+            self._seen.append(Seen(position, client, level, self._grams(model, self._taps[level])))
+            self._spent += time.perf_counter() - began
+
+    @torch.no_grad()
+    def _grams(self, model: nn.Module, taps: Mapping[str, str]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {tap: [] for tap in taps}
+        hooks = [
+            model.get_submodule(module).register_forward_hook(lambda _m, _x, out, tap=tap: found[tap].append(gram(out).cpu()))
+            for tap, module in taps.items()
+        ]
+        model.eval()
+        try:
+            for images in self._images.split(self.batch):
+                model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {tap: torch.stack(grams) for tap, grams in found.items()}
+
+    def on_round(self, round: int, aggregate: Aggregate, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
+        self.arrays = {}
+        if not self.watch(round):
+            return {}
+        began = time.perf_counter()
+        seen = sorted((one for part in gather(self._seen) for one in part), key=lambda one: one.position)
+        self._seen = []
+        metrics: dict[str, float] = {}
+        self.arrays = {
+            "client": np.array([one.client for one in seen]),
+            "level": np.array([one.level for one in seen]),
+            "name": np.array([self._names[one.level] for one in seen]),
+        }
+        for tap in dict.fromkeys(tap for one in seen for tap in one.grams):
+            matrix = self._matrix(tap, seen)
+            self.arrays = {**self.arrays, f"cka/{tap}": matrix}
+            pairs = matrix[np.triu_indices(len(seen), 1)]
+            if np.isfinite(pairs).any():
+                metrics[f"cka/{tap}"] = float(np.nanmean(pairs))
+        spent, self._spent = self._spent + time.perf_counter() - began, 0.0
+        return metrics | {"time/cka_s": spent}
+
+    def _matrix(self, tap: str, seen: Sequence[Seen]) -> np.ndarray:
+        """Return the similarity of every pair at one tap, [models, models]; NaN for models without it."""
+        have = [k for k, one in enumerate(seen) if tap in one.grams]
+        matrix = np.full((len(seen), len(seen)), np.nan)
+        matrix[np.ix_(have, have)] = cka(torch.stack([seen[k].grams[tap] for k in have]), self.estimator).numpy()
+        return matrix
