@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import ROOT, TINY, TINY_VIT, settings_of, simulate, timeless
 
 import inco.config.wiring as wiring
 from inco.config.validate import validate
 from inco.diagnostics.cka import CKA
+from inco.diagnostics.picture import draw_cka
 from inco.diagnostics.similarity import Estimator, cka, gram, hsic
 from inco.engine import Ranks
 from inco.errors import ConfigError
@@ -151,6 +153,22 @@ def test_the_capacities_are_those_of_a_direct_computation() -> None:
     assert np.allclose(run.simulator.diagnostics.arrays["cka/blocks.0"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("split", ["none", "isolated", "width", "rolling", "scalefl", "inclusive"])
+@pytest.mark.parametrize("base", [TINY, TINY_VIT])
+@pytest.mark.parametrize("models", ["clients", "capacities"])
+def test_any_split_can_be_looked_at(base: tuple[str, ...], split: str, models: str) -> None:
+    words = [word for word in base if not word.startswith("split=")] + [f"split={split}", "transform=none", f"diagnostics.models={models}"]
+    _, rows, run = simulate(*words, *SEE, rounds=1)
+    keys = {key for key in rows[0] if key.startswith("cka/")}
+    assert len(run.simulator.diagnostics.arrays["level"]) == (1 if split == "none" and models == "capacities" else 5)
+    assert bool(keys) == (split != "none" or models == "clients")
+
+
+def test_a_model_without_taps_is_refused() -> None:
+    with pytest.raises(ConfigError, match="names no taps"):
+        CKA(1, 8, 8).bind(torch.zeros(8, 1, 4, 4), [{}, {}], ["small", "large"])
+
+
 def test_only_some_rounds_and_some_clients() -> None:
     _, rows, run = simulate(*TINY, *SEE[:-1], "diagnostics.every=2", "diagnostics.most=3", rounds=3)
     assert [any(key.startswith("cka/") for key in row) for row in rows] == [True, False, True]
@@ -189,7 +207,22 @@ def test_any_number_of_workers_and_a_second_sitting_see_the_same(tmp_path: Path)
     seen = {name: timeless([json.loads(line) for line in lines]) for name, lines in rows.items()}
     assert seen["one"] == seen["two"] == seen["again"] and any(key.startswith("cka/") for key in seen["one"][-1])
     kept = {name: [(p.name, p.read_bytes()) for p in sorted((tmp_path / name / "cka").iterdir())] for name in rows}
+    assert (tmp_path / "one" / "cka.png").read_bytes() == (tmp_path / "two" / "cka.png").read_bytes()
     assert kept["one"] == kept["two"] == kept["again"] and len(kept["one"]) == 3
+
+
+@pytest.mark.parametrize("models", [2, 10, 30])
+@pytest.mark.parametrize("layers", [1, 4, 12])
+def test_the_picture_is_a_png_of_bounded_size(tmp_path: Path, models: int, layers: int) -> None:
+    some = np.random.default_rng(0).random((models, models))
+    some[0] = np.nan
+    arrays = {f"cka/layer{k}": some for k in range(layers)}
+    about = {"client": np.arange(models) - 1, "level": np.arange(models)[::-1], "name": np.array(["resnet10"] * models)}
+    draw_cka(arrays | about, "title", tmp_path / "cka.png")
+    with Image.open(tmp_path / "cka.png") as picture:
+        assert picture.format == "PNG" and 200 < picture.width < 3200 and 200 < picture.height < 2600
+        colours = {tuple(c) for c in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
+        assert len(colours) > 20
 
 
 def run_py(folder: Path, *words: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import digest, identity
+from inco.config.pictures import draw
 from inco.config.resume import begin, pack, same_run, wipe
 from inco.config.summary import header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
@@ -192,16 +193,6 @@ class Session:
             print(f"going on after round {state.round}", flush=True)
         self.log.info("rounds %d to %d on %d worker(s), %s", state.round + 1, self.settings["rounds"], ranks.world, ranks.device)
 
-    def _draw(self, run: Assembly, round: int) -> None:
-        """Draw the clients' data, after a round: importing what draws it takes half a second."""
-        picture = self.folder / "partition.png"
-        if not picture.exists():
-            from inco.data.picture import draw_partition
-
-            counts = run.partition.class_counts(run.dataset.train.labels.numpy(), len(run.dataset.classes))
-            draw_partition(counts, run.dataset.classes, picture)
-            self.tracker.image("partition", picture, round)
-
     def _train(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         from inco.progress import Progress
         from inco.spans import span
@@ -220,7 +211,8 @@ class Session:
                         self._checkpoint(run, state)
                     self.tracker.log(metrics, state.round)
                 progress.round(metrics)
-                self._draw(run, state.round)
+                for name, picture in draw(run, self.folder, state.round):
+                    self.tracker.image(name, picture, state.round)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
                 round_over()
 

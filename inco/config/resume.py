@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from inco.engine import Ranks
     from inco.simulator import ServerState
 
-OURS = ("metrics.jsonl", "summary.json", "checkpoint", "report.html", "partition.png", "profile.txt", "wandb_id", "clients", "cka")
+OURS = (
+    "metrics.jsonl",
+    "summary.json",
+    "checkpoint",
+    "report.html",
+    "partition.png",
+    "profile.txt",
+    "wandb_id",
+    "clients",
+    "cka",
+    "cka.png",
+)
 
 
 def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State | None) -> ServerState:

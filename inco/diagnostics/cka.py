@@ -53,6 +53,8 @@ class CKA(NoDiagnostics):
         self._images, self._taps, self._names = images, taps, names
         if len(images) < self.probe:
             raise ConfigError(f"diagnostics.images={self.probe}: the test set has {len(images)}; use as many or fewer")
+        if not any(taps):
+            raise ConfigError("diagnostics=cka: this model names no taps, so there is nothing to compare; use diagnostics=none")
 
     def watch(self, round: int) -> str:
         return self.models if (round - 1) % self.every == 0 else ""
