@@ -160,7 +160,7 @@ def test_any_split_can_be_looked_at(base: tuple[str, ...], split: str, models: s
     words = [word for word in base if not word.startswith("split=")] + [f"split={split}", "transform=none", f"diagnostics.models={models}"]
     _, rows, run = simulate(*words, *SEE, rounds=1)
     keys = {key for key in rows[0] if key.startswith("cka/")}
-    assert len(run.simulator.diagnostics.arrays["level"]) == (1 if split == "none" and models == "capacities" else 5)
+    assert len(run.simulator.diagnostics.arrays["level"]) == (5 if models == "clients" else len(run.split.names))
     assert bool(keys) == (split != "none" or models == "clients")
 
 

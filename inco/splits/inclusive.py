@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -142,6 +142,9 @@ class Inclusive(Split):
             own.copy_(distilled(own, m, self.beta))
         server["m"] = aggregate.side
         return update  # what nobody holds is zeroed by the simulator, whoever teaches it
+
+    def taps(self, level: int) -> Mapping[str, str]:
+        return self._shared.taps(level)
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         """Each level's pairs, by the places of its tensors; a shared tensor is mixed once, with the reference of the largest level."""
