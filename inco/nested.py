@@ -40,7 +40,7 @@ def _walk(steps: Steps, x: Tensor, paths: Mapping[int, tuple[str, ...]]) -> Iter
 
 def nested(submodels: Mapping[int, SubModel], models: Mapping[int, nn.Module]) -> Nested | None:
     """Return the levels that are paths through the model of one of them, or None where there are not two of them."""
-    paths = {level: tuple(steps_of(models[level])) for level in submodels}
+    paths = {level: tuple(steps_of(models[level])) if _held_whole(sub, models[level]) else () for level, sub in submodels.items()}
     host = max(paths, key=lambda level: len(paths[level]), default=None)
     if host is None:
         return None
@@ -53,6 +53,11 @@ def steps_of(model: nn.Module) -> Steps:
     """Return a model's named steps, whose last gives its Output; none where it does not name them."""
     steps = getattr(model, "steps", None)
     return steps() if callable(steps) else {}
+
+
+def _held_whole(sub: SubModel, model: nn.Module) -> bool:
+    """Tell whether the server knows all of a model: frozen parameters are each model's own."""
+    return all(name in sub.params.layout.entries for name, _ in model.named_parameters())
 
 
 def _places(sub: SubModel) -> set[tuple[object, ...]]:

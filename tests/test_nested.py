@@ -95,6 +95,16 @@ def test_levels_of_which_some_are_nested() -> None:
         assert found is not None and found.host == order[1] and set(found.paths) == {0, order[1]}
 
 
+def test_frozen_parameters_are_each_models_own() -> None:
+    split = Depth([[1, 1], [2, 2]], family=ResNetFamily([2, 2], [4, 8], stem="small", shape=(1, 8, 8), num_classes=3))
+    subs = {level: split.submodel(level, 0) for level in range(2)}
+    models = {level: sub.build() for level, sub in subs.items()}
+    assert nested(subs, models) is not None
+    for model in models.values():
+        model.register_parameter("frozen", torch.nn.Parameter(torch.randn(3), requires_grad=False))
+    assert nested(subs, models) is None
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 def test_plan_gives_every_unit_to_one_worker(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     found, subs, w, b = scorer(monkeypatch, *TINY, "split=stage", "dataset.num_test=40")
