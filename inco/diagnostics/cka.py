@@ -44,7 +44,9 @@ class CKA(NoDiagnostics):
             )
         self.every, self.probe, self.batch = every, images, batch
         self.models, self.estimator, self.most = models, estimator, most
-        self._images, self._taps, self._names = torch.empty(0), (), ()  # type: tuple[Tensor, Sequence[Mapping[str, str]], Sequence[str]]
+        self._images = torch.empty(0)
+        self._taps: Sequence[Mapping[str, str]] = ()
+        self._names: Sequence[str] = ()
         self._seen: list[Seen] = []
         self._spent = 0.0
         self.arrays = {}
@@ -88,18 +90,18 @@ class CKA(NoDiagnostics):
         began = time.perf_counter()
         seen = sorted((one for part in gather(self._seen) for one in part), key=lambda one: one.position)
         self._seen = []
-        metrics: dict[str, float] = {}
-        self.arrays = {
+        arrays = {
             "client": np.array([one.client for one in seen]),
             "level": np.array([one.level for one in seen]),
             "name": np.array([self._names[one.level] for one in seen]),
         }
+        metrics: dict[str, float] = {}
         for tap in dict.fromkeys(tap for one in seen for tap in one.grams):
-            matrix = self._matrix(tap, seen)
-            self.arrays = {**self.arrays, f"cka/{tap}": matrix}
+            matrix = arrays[f"cka/{tap}"] = self._matrix(tap, seen)
             pairs = matrix[np.triu_indices(len(seen), 1)]
             if np.isfinite(pairs).any():
                 metrics[f"cka/{tap}"] = float(np.nanmean(pairs))
+        self.arrays = arrays
         spent, self._spent = self._spent + time.perf_counter() - began, 0.0
         return metrics | {"time/cka_s": spent}
 
