@@ -90,16 +90,16 @@ def _table(times: Times, whole: float) -> str:
 
 
 @contextmanager
-def profiled(path: Path, device: torch.device, rank: int, world: int) -> Iterator[Callable[[], str]]:
-    """Profile the rounds of a sitting. What is yielded is to be called after each; it returns the report, which it keeps in `path`."""
+def profiled(path: Path, device: torch.device, rank: int, world: int) -> Iterator[Callable[[], None]]:
+    """Profile the rounds of a sitting, and keep the report in `path`. What is yielded is to be called after each round."""
     watching = RoundProfile(device, rank, world)
+    path.unlink(missing_ok=True)  # of a former sitting
 
-    def finished() -> str:
+    def finished() -> None:
         before = watching.report
         watching.finished()
         if watching.report != before:
             path.write_text(watching.report)
-        return watching.report
 
     try:
         yield finished

@@ -131,7 +131,9 @@ def test_a_run_is_the_same_and_says_how_alike_its_models_are(base: tuple[str, ..
     for tap in taps:
         matrix = arrays[tap]
         have = [level for level in range(5) if tap.removeprefix("cka/") in run.split.taps(level)]
-        assert np.isfinite(matrix[np.ix_(have, have)]).all() or "layer" in tap  # a dead ReLU layer is like nothing
+        own = matrix.diagonal()[np.isfinite(matrix.diagonal())]
+        assert len(own) >= 2 and np.allclose(own, 1), "each is like itself; a layer of dead ReLUs, which a ViT has not, is like nothing"
+        assert base is TINY or np.isfinite(matrix[np.ix_(have, have)]).all()
         assert np.allclose(matrix, matrix.T, equal_nan=True) and np.isnan(np.delete(matrix, have, 0)).all()
         off = matrix[np.triu_indices(5, 1)]
         assert seen[-1][tap] == pytest.approx(np.nanmean(off))
@@ -190,6 +192,8 @@ def test_arrays_of_rounds_that_are_dropped_are_dropped(tmp_path: Path) -> None:
 
 def test_wrong_settings_are_told() -> None:
     assert "diagnostics.models" in validate(settings_of("diagnostics=cka", "diagnostics.models=all"))[0]
+    (told,) = validate(settings_of("diagnostics=cka", "diagnostics.batch=100"))
+    assert told.startswith("diagnostics.batch=100 with diagnostics.images=256: ") and told.endswith("use diagnostics.batch=256")
     with pytest.raises(ConfigError, match=r"diagnostics.batch=5 with diagnostics.images=16: .* use diagnostics.batch=16"):
         CKA(1, 16, 5)
     with pytest.raises(ConfigError, match=r"diagnostics.batch=2 "):

@@ -48,6 +48,7 @@ def test_one_round_is_too_few_and_says_so(tmp_path: Path) -> None:
 
 def test_nothing_is_told_of_a_round_that_is_not_over(tmp_path: Path) -> None:
     """A run that ends by an error in its second or third round leaves what was known before."""
+    (tmp_path / "p.txt").write_text("of a former sitting")
     with pytest.raises(KeyError), profiled(tmp_path / "p.txt", torch.device("cpu"), 0, 1) as finished:
         finished()
         raise KeyError

@@ -102,6 +102,17 @@ def _previous_models(settings: Settings) -> Iterable[str]:
         )
 
 
+def _probe_batches(settings: Settings) -> Iterable[str]:
+    seen = settings["diagnostics"]
+    if "estimator" in seen:
+        least = 4 if seen["estimator"] == "unbiased" else 2
+        if seen["batch"] < least or seen["images"] % seen["batch"]:
+            yield (
+                f"diagnostics.batch={seen['batch']} with diagnostics.images={seen['images']}: batches of equal size, and of {least} images "
+                f"or more for the {seen['estimator']} estimator; use diagnostics.batch={max(seen['images'], least)}"
+            )
+
+
 CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], ...] = (
     *SPLIT_RULES,
     (("model",), _widths_per_stage),
@@ -114,4 +125,5 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], 
     (("engine",), _graphs),
     (("algorithm", "local"), _plain_sgd),
     (("algorithm", "capacity"), _previous_models),
+    (("diagnostics",), _probe_batches),
 )

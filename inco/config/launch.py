@@ -218,6 +218,9 @@ class Session:
 
             run.simulator.engine.on_client = progress.client
             run.simulator.run(state, rounds, listen)
+        if self.settings["engine"]["profile"]:
+            profile = self.folder / "profile.txt"
+            print(profile.read_text() if profile.exists() else "no profile: it takes two rounds", flush=True)
 
     def _checkpoint(self, run: Assembly, state: ServerState) -> None:
         self.record.sync()  # the rows of a checkpoint's rounds are on the disk before it is
@@ -232,10 +235,7 @@ class Session:
             return lambda: None
         from inco.profile import profiled
 
-        path = self.folder / "profile.txt"
-        finished = stack.enter_context(profiled(path, ranks.device, ranks.rank, ranks.world))
-        stack.callback(lambda: print(path.read_text() if path.exists() else "no profile: it takes two rounds", flush=True))
-        return finished
+        return stack.enter_context(profiled(self.folder / "profile.txt", ranks.device, ranks.rank, ranks.world))
 
     def _finish(self, run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
         rows = self.record.rows()
