@@ -1,8 +1,7 @@
-"""The local record of a run: metrics.jsonl, summary.json, arrays, run.log, and the lock that keeps a second writer out."""
+"""The local record of a run: metrics.jsonl, summary.json, run.log, and the lock that keeps a second writer out."""
 
 import errno
 import fcntl
-import io
 import json
 import logging
 import math
@@ -11,7 +10,6 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +82,7 @@ class RunRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.metrics, self.summary, self.arrays = folder / "metrics.jsonl", folder / "summary.json", folder / "cka"
+        self.metrics, self.summary, self.about = (folder / name for name in ("metrics.jsonl", "summary.json", "about.json"))
         lines = self._lines()
         self.count, self.last_round = len(lines), lines[-1][0] if lines else None
         self._torn = self.metrics.exists()  # may end in half a line: repaired before the first row, not by readers
@@ -105,26 +103,16 @@ class RunRecord:
             raise storage_error(f"write round {round_} to", self.metrics, error) from error
         self.count, self.last_round = self.count + 1, round_
 
-    def keep(self, round: int, arrays: Mapping[str, Any]) -> None:
-        """Write a round's arrays to cka/round_NNNNN.npz, before its row: a row that speaks of them has them."""
-        if arrays:
-            np, raw = import_module("numpy"), io.BytesIO()  # late: the command line starts without it
-            np.savez_compressed(raw, **arrays)
-            atomic_write(self.arrays / f"round_{round:05d}.npz", raw.getvalue())
-
     def rows(self) -> list[dict[str, Any]]:
         """Read every whole row."""
         return [json.loads(line) for _, line in self._lines()]
 
     def rewind(self, round: int) -> None:
-        """Keep the rows up to and with `round`, byte for byte, and drop later ones, their arrays and a torn last line."""
+        """Keep the rows up to and with `round`, byte for byte, and drop later ones and a torn last line."""
         kept = [(at, line) for at, line in self._lines() if at <= round]
         if self.metrics.exists():
             atomic_write(self.metrics, b"".join(line + b"\n" for _, line in kept))
         self.count, self.last_round, self._torn = len(kept), kept[-1][0] if kept else None, False
-        for path in self.arrays.glob("round_*.npz"):
-            if int(path.stem.rpartition("_")[2]) > round:
-                path.unlink()
 
     def sync(self) -> None:
         """Force all rows to the disk."""
@@ -134,6 +122,10 @@ class RunRecord:
                     os.fsync(file.fileno())
             except OSError as error:
                 raise storage_error("write", self.metrics, error) from error
+
+    def write_about(self, about: Mapping[str, Any]) -> None:
+        """Replace about.json, what is known of the run from its start on, in one step."""
+        atomic_write(self.about, json.dumps(plain(about), indent=2, allow_nan=False) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json in one step."""

@@ -15,13 +15,13 @@ from PIL import Image
 from support import ROOT, TINY, TINY_VIT, settings_of, simulate, timeless
 
 import inco.config.wiring as wiring
+from inco.arrays import ArrayStore
 from inco.config.validate import validate
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.picture import draw_cka
 from inco.diagnostics.similarity import Estimator, cka, gram, hsic
 from inco.engine import Ranks
 from inco.errors import ConfigError
-from inco.record import RunRecord
 
 BOTH: tuple[Estimator, ...] = ("biased", "unbiased")
 
@@ -126,7 +126,7 @@ def test_a_run_is_the_same_and_says_how_alike_its_models_are(base: tuple[str, ..
     levels = [set(run.split.taps(level)) for level in range(5)]
     assert taps == {f"cka/{tap}" for tap in levels[-1] & levels[-2]}, "where there are two models to compare"
     assert all(row["time/cka_s"] > 0 for row in seen)
-    arrays = run.simulator.diagnostics.arrays
+    arrays = run.simulator.diagnostics.arrays["cka"]
     assert arrays["level"].tolist() == [0, 1, 2, 3, 4] and (arrays["client"] >= 0).all() == (models == "clients")
     for tap in taps:
         matrix = arrays[tap]
@@ -152,7 +152,7 @@ def test_the_capacities_are_those_of_a_direct_computation() -> None:
             model(probe)
     acts = {level: out.flatten(1).double().numpy() for level, out in found.items()}
     expected = [[reference(acts[a], acts[b], "biased") for b in range(5)] for a in range(5)]
-    assert np.allclose(run.simulator.diagnostics.arrays["cka/blocks.0"], expected, atol=1e-5)
+    assert np.allclose(run.simulator.diagnostics.arrays["cka"]["cka/blocks.0"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("split", ["none", "isolated", "width", "rolling", "scalefl", "inclusive"])
@@ -162,7 +162,7 @@ def test_any_split_can_be_looked_at(base: tuple[str, ...], split: str, models: s
     words = [word for word in base if not word.startswith("split=")] + [f"split={split}", "transform=none", f"diagnostics.models={models}"]
     _, rows, run = simulate(*words, *SEE, rounds=1)
     keys = {key for key in rows[0] if key.startswith("cka/")}
-    assert len(run.simulator.diagnostics.arrays["level"]) == (5 if models == "clients" else len(run.split.names))
+    assert len(run.simulator.diagnostics.arrays["cka"]["level"]) == (5 if models == "clients" else len(run.split.names))
     assert bool(keys) == (split != "none" or models == "clients")
 
 
@@ -174,20 +174,20 @@ def test_a_model_without_taps_is_refused() -> None:
 def test_only_some_rounds_and_some_clients() -> None:
     _, rows, run = simulate(*TINY, *SEE[:-1], "diagnostics.every=2", "diagnostics.most=3", rounds=3)
     assert [any(key.startswith("cka/") for key in row) for row in rows] == [True, False, True]
-    assert len(run.simulator.diagnostics.arrays["client"]) == 3
+    assert len(run.simulator.diagnostics.arrays["cka"]["client"]) == 3
 
 
 def test_arrays_of_rounds_that_are_dropped_are_dropped(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
+    store = ArrayStore(tmp_path)
     for number in (1, 2, 3):
-        record.keep(number, {"cka/a": np.eye(number)})
-        record.append({"round": number})
-    record.keep(4, {})
-    record.rewind(2)
+        store.keep(number, {"cka": {"cka/a": np.eye(number)}, "gradients": {"b": np.zeros(number)}})
+    store.keep(4, {})
+    store.rewind(2)
+    assert store.rounds("cka") == store.rounds("gradients") == [1, 2] and store.rounds("other") == []
+    assert store.read("gradients", 2)["b"].tolist() == [0, 0]
     assert sorted(p.name for p in (tmp_path / "cka").iterdir()) == ["round_00001.npz", "round_00002.npz"]
     with np.load(tmp_path / "cka" / "round_00002.npz", allow_pickle=False) as kept:
         assert np.array_equal(kept["cka/a"], np.eye(2))
-    assert [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_wrong_settings_are_told() -> None:

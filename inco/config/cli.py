@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from inco.config.difference import difference
 from inco.config.front import Point, check
 from inco.config.launch import follow_torchrun, lead, under_torchrun
 from inco.config.naming import digest, plain
@@ -92,7 +93,17 @@ def _facts(cfg: DictConfig, settings: dict[str, Any], hydra: Any, command: str) 
         "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})),
         "overrides.yaml": OmegaConf.to_yaml(hydra.overrides.task),
     }
-    return {"name": name, "group": group, "tags": tags, "method": method, "command": command, "files": files}
+    conf = next(Path(source.path) for source in hydra.runtime.config_sources if source.provider == "main")
+    return {
+        "name": name,
+        "group": group,
+        "tags": tags,
+        "method": method,
+        "command": command,
+        "choices": chosen,
+        "difference": difference(settings, chosen, conf),
+        "files": files,
+    }
 
 
 def _close(summary: dict[str, Any], folder: Path, command: str) -> None:

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inco.arrays import ArrayStore
 from inco.config.naming import digest, identity
 from inco.config.pictures import draw
 from inco.config.resume import begin, pack, same_run, wipe
-from inco.config.summary import header, peak_memory, scores, sha256, sizes, versions
+from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
 from inco.errors import InCoError, WorkerError
 from inco.workers import how_many, local_workers
@@ -119,6 +120,7 @@ class Session:
     def __init__(self, settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], record: Any, log: Any) -> None:
         self.settings, self.folder, self.facts, self.record, self.log = settings, folder, facts, record, log
         self.tracker = build("tracker", settings["tracker"])
+        self.arrays = ArrayStore(folder)
         self.checkpoints: Checkpoints
         self.began, self.before_s, self.moved = time.monotonic(), 0.0, False
         self.warnings: list[str] = []
@@ -149,7 +151,7 @@ class Session:
             run = assemble(self.settings, ranks)
             saved = self._saved()
             state = begin(run, ranks, self.settings, saved)
-            self._take_folder(state.round)
+            self._take_folder(state.round, about(run, self.settings, self.facts))
             self._open(run, ranks, state)
             self._train(run, ranks, state)
             return self._finish(run, ranks, state)
@@ -171,11 +173,13 @@ class Session:
             self.before_s = saved.meta["wall_s"]
         return saved
 
-    def _take_folder(self, round: int) -> None:
+    def _take_folder(self, round: int, about: Mapping[str, Any]) -> None:
         """Make the folder this sitting's, now that all that it needs has been found: drop what is not of rounds up to `round`."""
         if self.settings["fresh"]:
             wipe(self.folder, Path(self.settings["engine"]["state_dir"]))
         self.record.rewind(round)
+        self.arrays.rewind(round)
+        self.record.write_about(about)
         (self.folder / ".hydra").mkdir(exist_ok=True)
         for name, text in self.facts["files"].items():
             (self.folder / ".hydra" / name).write_text(text)
@@ -205,7 +209,7 @@ class Session:
             def listen(state: ServerState, metrics: Metrics) -> None:
                 self.moved = True
                 with span("record and checkpoint"):
-                    self.record.keep(state.round, run.simulator.diagnostics.arrays)
+                    self.arrays.keep(state.round, run.simulator.diagnostics.arrays)
                     self.record.append(metrics)
                     if state.round % every == 0 or state.round == rounds:
                         self._checkpoint(run, state)

@@ -6,22 +6,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inco.arrays import write_npz
+
 if TYPE_CHECKING:
     from inco.config.wiring import Assembly
+
+MOST_CLIENTS = 1000  # whose examples partition.npz counts, the first of the population
 
 
 def draw(run: Assembly, folder: Path, round: int) -> Iterator[tuple[str, Path]]:
     """Draw what is new after a round: its name and its file. Importing what draws takes half a second, so not before the first."""
     partition = folder / "partition.png"
     if not partition.exists():
+        import numpy as np
+
         from inco.data.picture import draw_partition
 
         counts = run.partition.class_counts(run.dataset.train.labels.numpy(), len(run.dataset.classes))
         draw_partition(counts, run.dataset.classes, partition)
+        capacity, shown = run.simulator.population.capacity, counts[:MOST_CLIENTS].astype("int32")
+        levels = np.array([capacity.level(client, 1) for client in range(len(shown))], dtype="int32")
+        write_npz(folder / "partition.npz", {"counts": shown, "levels": levels, "clients": np.array(len(counts))})
         yield "partition", partition
     arrays = run.simulator.diagnostics.arrays
-    if arrays:
+    if "cka" in arrays:
         from inco.diagnostics.picture import draw_cka
 
-        draw_cka(arrays, f"Similarity of models, round {round}", folder / "cka.png")
+        draw_cka(arrays["cka"], f"Similarity of models, round {round}", folder / "cka.png")
         yield "cka", folder / "cka.png"

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 OURS = (
     "metrics.jsonl",
+    "about.json",
     "summary.json",
     "checkpoint",
     "report.html",
     "partition.png",
+    "partition.npz",
     "profile.txt",
     "wandb_id",
     "clients",
     "cka",
     "cka.png",
+    "gradients",
+    "gradients.png",
 )
 
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from inco.config.naming import digest, identity
+
 if TYPE_CHECKING:
     from inco.config.wiring import Assembly
     from inco.engine import Ranks
@@ -27,6 +29,22 @@ def header(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapp
         "method": facts["method"],
         "rounds": settings["rounds"],
         "workers": f"{ranks.world} on {ranks.device.type}",
+    }
+
+
+def about(run: Assembly, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a run from its start on: what about.json holds."""
+    return {
+        **{key: facts[key] for key in ("name", "group", "tags", "choices", "command", "difference")},
+        "seed": settings["seed"],
+        "digest": digest(settings),
+        "rounds": settings["rounds"],
+        "settings": identity(settings),
+        "capacities": [run.split.names[level] for level in sorted(run.costs)],
+        "classes": list(run.dataset.classes),
+        **sizes(run),
+        "versions": versions(),
+        "machine": f"{platform.system()} {platform.machine()}",
     }
 
 

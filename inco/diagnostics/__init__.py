@@ -14,11 +14,11 @@ from inco.types import Aggregate
 class NoDiagnostics:
     """Measure nothing. Others say otherwise, here and there.
 
-    `probe`: images to bind; `arrays`: what the last round has left to keep, by name.
+    `probe`: images to bind; `arrays`: what the last round has left to keep, by kind and name.
     """
 
     probe: int = 0
-    arrays: Mapping[str, np.ndarray] = {}
+    arrays: Mapping[str, Mapping[str, np.ndarray]] = {}
 
     def bind(self, images: Tensor, taps: Sequence[Mapping[str, str]], names: Sequence[str]) -> None:
         """Take the probe, [probe, C, S, S], prepared as for scoring; and of each level its taps (tap -> module) and its name."""

@@ -101,7 +101,7 @@ class CKA(NoDiagnostics):
             pairs = matrix[np.triu_indices(len(seen), 1)]
             if np.isfinite(pairs).any():
                 metrics[f"cka/{tap}"] = float(np.nanmean(pairs))
-        self.arrays = arrays
+        self.arrays = {"cka": arrays}
         spent, self._spent = self._spent + time.perf_counter() - began, 0.0
         return metrics | {"time/cka_s": spent}
 
