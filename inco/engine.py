@@ -22,13 +22,14 @@ from inco.allocator import keep_freed_memory
 from inco.client import Trainer
 from inco.errors import ConfigError, InCoError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
-from inco.flat import Layout
+from inco.flat import BoundModel, Layout
 from inco.schedule import assign
 from inco.server.aggregate import Cohort, Holders, RoundSums
 from inco.spans import span
 from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
 
-Observe = Callable[[int, int, int, nn.Module], None]  # position, client (-1: the server), level, model
+Observe = Callable[[int, int, int, nn.Module, Callable[[], Mapping[str, Tensor]]], None]
+"""Called with the position in the cohort, the client (-1: the server), its level and model, and what returns its deltas by name."""
 _TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the others wait
 
 
@@ -151,6 +152,12 @@ def _place(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
+def _deltas(bound: BoundModel, sub: SubModel, w: Tensor) -> Mapping[str, Tensor]:
+    """Return how far a client has moved, by the names of its tensors. `w`: what the server has sent, [P]."""
+    received = sub.params.gather(w, torch.empty_like(bound.w))
+    return sub.params.layout.views(bound.w - received)
+
+
 class Engine:
     """Maps clients over ranks and reduces their uploads; scores levels over ranks.
 
@@ -211,7 +218,8 @@ class Engine:
                 self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
             if self.observe:
                 with span("diagnostics"):
-                    self.observe(position, task.client, task.level, self.trainer.pool.get(sub).bound.model)
+                    bound = self.trainer.pool.get(sub).bound
+                    self.observe(position, task.client, task.level, bound.model, lambda: _deltas(bound, sub, w))  # noqa: B023  # called at once
             del result  # its vectors, before the next client's
             if self.on_client:
                 self.on_client(done, len(mine))
@@ -249,7 +257,7 @@ class Engine:
                 sub = submodels[level]
                 bound = self.trainer.pool.get(sub).bound
                 bound.load(w, b, sub.params, sub.buffers)
-                observe(position, -1, level, bound.model)
+                observe(position, -1, level, bound.model, dict)
 
     def _mine(self, units: Sequence[tuple[int, int]], costs: Sequence[float]) -> list[tuple[int, int]]:
         return [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from inco.evaluate import Score
 from inco.population import Population
 from inco.seeding import generator
 from inco.spans import span
-from inco.types import Aggregate, ClientTask, SubModel
+from inco.types import Aggregate, ClientTask, ServerStep, SubModel
 
 Metrics = dict[str, float]
 
@@ -41,9 +41,9 @@ class Diagnostics(Protocol):
 
     arrays: Mapping[str, Any]
 
-    def watch(self, round: int) -> str: ...
-    def observe(self, position: int, client: int, level: int, model: nn.Module) -> None: ...
-    def on_round(self, round: int, aggregate: Aggregate, gather: Callable[[Any], list[Any]]) -> Mapping[str, float]: ...
+    def watch(self, round: int) -> Set[str]: ...
+    def observe(self, position: int, client: int, level: int, model: nn.Module, deltas: Callable[[], Mapping[str, Tensor]]) -> None: ...
+    def on_round(self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]) -> Mapping[str, float]: ...
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Simulator:
         cohort = self.engine.cohort(tasks, submodels)
         self.algorithm.server_start(state.algorithm, cohort)
         watching = self.diagnostics.watch(number)
-        self.engine.observe = self.diagnostics.observe if watching == "clients" else None
+        self.engine.observe = self.diagnostics.observe if "clients" in watching else None
         aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
 
         with span("server"):
@@ -114,8 +114,11 @@ class Simulator:
             update = self.algorithm.server_update(state.algorithm, aggregate)
             update = self.population.split.server_update(state.split, update, aggregate)
             noise = generator(self.population.seed, "transform", number, device=state.w.device)
-            update, mixing = self.transform(update.mul_(aggregate.covered), noise)
+            given = update.mul_(aggregate.covered)
+            update, mixing = self.transform(given, noise)
             update.mul_(aggregate.covered)
+            step = ServerStep(aggregate, given, update) if "server" in watching else None
+            del given  # as large as the model
             norm = float(torch.linalg.vector_norm(update))
             if not norm < float("inf"):
                 raise NumericError(f"round {number}: the update's norm is {norm}; it has not been applied. Lower local.lr")
@@ -136,9 +139,9 @@ class Simulator:
         metrics.update(mixing)
         scored = time.perf_counter()
         with span("diagnostics"):
-            if watching == "capacities":
+            if "capacities" in watching:
                 self.engine.show(submodels, state.w, state.b, self.diagnostics.observe)
-            metrics.update(self.diagnostics.on_round(number, aggregate, self.engine.ranks.gather))
+            metrics.update(self.diagnostics.on_round(number, step, self.engine.ranks.gather))
         return metrics | {"time/train_s": trained, "time/eval_s": scored - began - trained}
 
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:

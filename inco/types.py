@@ -170,6 +170,14 @@ class Aggregate:
     side: Tensor | None = None
 
 
+class ServerStep(NamedTuple):
+    """What became of a round's uploads: their averages, the update that the transform was `given` [P], and what was `added` [P]."""
+
+    aggregate: Aggregate
+    given: Tensor
+    added: Tensor
+
+
 class ClientRow(NamedTuple):
     """What the record keeps of one client of a round."""
 

@@ -17,11 +17,13 @@ from support import ROOT, TINY, TINY_VIT, settings_of, simulate, timeless
 import inco.config.wiring as wiring
 from inco.arrays import ArrayStore
 from inco.config.validate import validate
+from inco.diagnostics import Subject
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.picture import draw_cka
 from inco.diagnostics.similarity import Estimator, cka, gram, hsic
 from inco.engine import Ranks
 from inco.errors import ConfigError
+from inco.flat import Layout
 
 BOTH: tuple[Estimator, ...] = ("biased", "unbiased")
 
@@ -168,12 +170,13 @@ def test_any_split_can_be_looked_at(base: tuple[str, ...], split: str, models: s
 
 def test_a_model_without_taps_is_refused() -> None:
     with pytest.raises(ConfigError, match="names no taps"):
-        CKA(1, 8, 8).bind(torch.zeros(8, 1, 4, 4), [{}, {}], ["small", "large"])
+        CKA(1, 8, 8).bind(Subject(torch.zeros(8, 1, 4, 4), [{}, {}], ["small", "large"], Layout(()), lambda style: ()))
 
 
 def test_only_some_rounds_and_some_clients() -> None:
     _, rows, run = simulate(*TINY, *SEE[:-1], "diagnostics.every=2", "diagnostics.most=3", rounds=3)
-    assert [any(key.startswith("cka/") for key in row) for row in rows] == [True, False, True]
+    assert [any(key.startswith("cka/") for key in row) for row in rows] == [True, True, False]
+    _, _, run = simulate(*TINY, *SEE[:-1], "diagnostics.every=2", "diagnostics.most=3", rounds=2)
     assert len(run.simulator.diagnostics.arrays["cka"]["client"]) == 3
 
 

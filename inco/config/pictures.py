@@ -34,3 +34,8 @@ def draw(run: Assembly, folder: Path, round: int) -> Iterator[tuple[str, Path]]:
 
         draw_cka(arrays["cka"], f"Similarity of models, round {round}", folder / "cka.png")
         yield "cka", folder / "cka.png"
+    if any(name.startswith("update/") for name in arrays.get("gradients", ())):
+        from inco.diagnostics.picture import draw_gradients
+
+        draw_gradients(arrays["gradients"], f"Round {round}", folder / "gradients.png")
+        yield "gradients", folder / "gradients.png"

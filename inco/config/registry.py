@@ -55,5 +55,7 @@ SCHEMAS: dict[str, type] = {
     "inco.uplink.Clean": s.Empty,
     "inco.diagnostics.NoDiagnostics": s.Empty,
     "inco.diagnostics.cka.CKA": s.CKADiagnostics,
+    "inco.diagnostics.gradients.Gradients": s.GradientsDiagnostics,
+    "inco.diagnostics.everything.Everything": s.AllDiagnostics,
     "inco.config.schema.EngineSettings": s.EngineSettings,
 }

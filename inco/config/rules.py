@@ -76,6 +76,10 @@ PAIRS = Rule(
     lambda v: v in ("auto", "official", "paper") or (isinstance(v, list) and all(isinstance(x, list) and len(x) == 2 for x in v)),
     "auto, official, paper or a list of [target, reference]",
 )
+LAYERS = Rule(
+    lambda v: v == "auto" or (isinstance(v, list) and len(v) > 0 and all(isinstance(x, str) for x in v)),
+    "auto or a list of layers as [layer3.0.conv1,layer3.1.conv1]",
+)
 CHOSEN_PAIRS = Rule(lambda v: v != "auto" and PAIRS.holds(v), "official, paper or a list of [target, reference]")
 NULL_OR_BOUND = Rule(lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)")
 NULL_OR_CLIP = Rule(lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)")

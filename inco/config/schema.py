@@ -14,6 +14,7 @@ from inco.config.rules import (
     CHOSEN_PAIRS,
     COUNT,
     INTEGER_OR_AUTO,
+    LAYERS,
     NULL_OR_BOUND,
     NULL_OR_CLIP,
     PAIRS,
@@ -229,6 +230,21 @@ class CKADiagnostics:
     models: str = ruled(one_of("clients", "capacities"))
     estimator: str = ruled(one_of("unbiased", "biased"))
     most: int = ruled(at_least(2))
+
+
+@dataclass
+class GradientsDiagnostics:
+    every: int = ruled(COUNT)
+    layers: Any = ruled(LAYERS)
+    pairs: str = ruled(one_of("official", "paper"))
+    values: int = ruled(at_least(0))
+
+
+@dataclass
+class AllDiagnostics(CKADiagnostics):
+    layers: Any = ruled(LAYERS)
+    pairs: str = ruled(one_of("official", "paper"))
+    values: int = ruled(at_least(0))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from inco.config.targets import build, locate
 from inco.data.dataset import Dataset, Images
 from inco.data.partition import Partition
 from inco.data.transforms import Transform
+from inco.diagnostics import Subject
 from inco.engine import Engine, Ranks
 from inco.errors import ConfigError
 from inco.evaluate import Evaluator
@@ -94,9 +95,9 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         split.side_size,
     )
     server, diagnostics = build("server", settings["server"]), build("diagnostics", settings["diagnostics"])
-    if diagnostics.probe:
-        taps = [split.taps(level) for level in range(len(split.names))]
-        diagnostics.bind(_probe(evaluator.test, recipe.test, diagnostics.probe, seed), taps, split.names)
+    probe = _probe(evaluator.test, recipe.test, diagnostics.probe, seed)
+    taps = [split.taps(level) for level in range(len(split.names))]
+    diagnostics.bind(Subject(probe, taps, split.names, split.params, split.pairs))
     simulator = Simulator(
         population, engine, algorithm, transform, server, diagnostics, costs, trainer.images_trained, settings["eval_every"]
     )

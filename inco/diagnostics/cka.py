@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inco.diagnostics import NoDiagnostics
+from inco.diagnostics import Deltas, NoDiagnostics, Subject
 from inco.diagnostics.similarity import Estimator, cka, gram
 from inco.errors import ConfigError
-from inco.types import Aggregate
+from inco.types import ServerStep
 
 
 class Seen(NamedTuple):
@@ -29,7 +29,7 @@ class CKA(NoDiagnostics):
     """Linear CKA of every pair of models at every tap.
 
     `models`: "clients", the cohort's models as trained, or "capacities", the server's after the round; `every`: rounds between two
-    measurements, from the first; `images`: of the test set, the same in all rounds; `batch`: how many of them share a Gram matrix;
+    measurements, the first beside; `images`: of the test set, the same in all rounds; `batch`: how many of them share a Gram matrix;
     `estimator`: of HSIC; `most`: clients looked at, the first of the cohort. The cost is a forward pass of `images` images a model.
     """
 
@@ -51,18 +51,18 @@ class CKA(NoDiagnostics):
         self._spent = 0.0
         self.arrays = {}
 
-    def bind(self, images: Tensor, taps: Sequence[Mapping[str, str]], names: Sequence[str]) -> None:
-        self._images, self._taps, self._names = images, taps, names
-        if len(images) < self.probe:
-            raise ConfigError(f"diagnostics.images={self.probe}: the test set has {len(images)}; use as many or fewer")
-        if not any(taps):
+    def bind(self, subject: Subject) -> None:
+        self._images, self._taps, self._names = subject.images, subject.taps, subject.names
+        if len(subject.images) < self.probe:
+            raise ConfigError(f"diagnostics.images={self.probe}: the test set has {len(subject.images)}; use as many or fewer")
+        if not any(subject.taps):
             raise ConfigError("diagnostics=cka: this model names no taps, so there is nothing to compare; use diagnostics=none")
 
-    def watch(self, round: int) -> str:
-        return self.models if (round - 1) % self.every == 0 else ""
+    def watch(self, round: int) -> frozenset[str]:
+        return frozenset({self.models} if round == 1 or round % self.every == 0 else ())
 
-    def observe(self, position: int, client: int, level: int, model: nn.Module) -> None:
-        if position < self.most:
+    def observe(self, position: int, client: int, level: int, model: nn.Module, deltas: Deltas) -> None:
+        if position < self.most and (client < 0) == (self.models == "capacities"):
             began = time.perf_counter()
             self._seen.append(Seen(position, client, level, self._grams(model, self._taps[level])))
             self._spent += time.perf_counter() - began
@@ -83,7 +83,7 @@ class CKA(NoDiagnostics):
                 hook.remove()
         return {tap: torch.stack(grams) for tap, grams in found.items()}
 
-    def on_round(self, round: int, aggregate: Aggregate, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
+    def on_round(self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
         self.arrays = {}
         if not self.watch(round):
             return {}
