@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support import ROOT, TINY, read_rows, read_summary, timeless
 
+from inco.config.signals import interruptible
+
 MANY = (*TINY, "rounds=400", "hydra.run.dir=run")
 
 
@@ -56,6 +58,23 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Go on with: python run.py" in errors
     summary = read_summary(tmp_path / "run")
     assert summary["status"] == "interrupted" and summary["rounds"] == len(read_rows(tmp_path / "run")) >= 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
+    """Python prints and drops an exception that is raised there; the next check raises it again."""
+
+    class Falling:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as not_interrupted:
+        not_interrupted()
+        Falling()
+        with pytest.raises(KeyboardInterrupt):
+            not_interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_kill_loses_at_most_the_round_under_way(type_command, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from inco.arrays import ArrayStore
 from inco.config.naming import digest, identity
 from inco.config.pictures import draw
 from inco.config.resume import begin, pack, same_run, wipe
+from inco.config.signals import interruptible
 from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
 from inco.errors import InCoError, WorkerError
@@ -204,6 +205,7 @@ class Session:
         rounds, every = self.settings["rounds"], self.settings["checkpoint_every"]
         with ExitStack() as stack:
             round_over = self._profile(stack, ranks)
+            not_interrupted = stack.enter_context(interruptible())
             progress = stack.enter_context(Progress(rounds, state.round))
 
             def listen(state: ServerState, metrics: Metrics) -> None:
@@ -219,6 +221,7 @@ class Session:
                     self.tracker.image(name, picture, state.round)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
                 round_over()
+                not_interrupted()
 
             run.simulator.engine.on_client = progress.client
             run.simulator.run(state, rounds, listen)
