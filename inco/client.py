@@ -92,6 +92,7 @@ class Trainer:
         self.pool, self.algorithm, self.local, self.uplink = pool, algorithm, local, uplink
         self.train, self.transform, self.smallest, self.seed = train, transform, smallest, seed
         self.store = store
+        self._before: dict[str, Tensor] = {}  # the last client's own vectors as they were
 
     def __call__(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
         """Train one client from the server's parameters `w` [P], buffers `b` [B] and its algorithm's vectors [P]."""
@@ -106,6 +107,7 @@ class Trainer:
             if self.algorithm.stateful:
                 kept = self.store.load(task, sub)
                 run.state = self.algorithm.init_client(run) if kept is None else {k: v.to(self.pool.device) for k, v in kept.items()}
+                self._before = {k: v.clone() for k, v in run.state.items()} if self.uplink.nonfinite == "skip" else {}
         passes, algorithm = self.passes, self.algorithm
 
         def captured(x: Tensor, y: Tensor) -> Tensor | None:
@@ -127,6 +129,11 @@ class Trainer:
             if self.algorithm.stateful:
                 self.store.save(task, sub, run.state)
         return ClientResult(task, vectors, bound.b, float(loss), run.steps)
+
+    def put_back(self, task: ClientTask, sub: SubModel) -> None:
+        """Let the client that was trained last keep the vectors that it had before: its upload is not used."""
+        if self.algorithm.stateful:
+            self.store.save(task, sub, self._before)
 
     def _start(self, task: ClientTask, sub: SubModel, bound: BoundModel, server: Mapping[str, Tensor]) -> LocalRun:
         names = (*self.algorithm.downloads, *self.algorithm.planned)

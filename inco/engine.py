@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from inco.allocator import keep_freed_memory
 from inco.client import Trainer
-from inco.errors import ConfigError, InCoError, PeerLost, WorkerError
+from inco.errors import ConfigError, InCoError, NumericError, PeerLost, WorkerError
 from inco.evaluate import Evaluator, Score
 from inco.flat import BoundModel, Layout
 from inco.schedule import assign
-from inco.server.aggregate import Cohort, Holders, RoundSums
+from inco.server.aggregate import Cohort, Holders
+from inco.server.sums import RoundSums
 from inco.spans import span
 from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
 
@@ -214,15 +215,27 @@ class Engine:
             task = cohort.tasks[position]
             sub = cohort.submodels[task.level]
             result = self._client(task, sub, w, b, server)
-            with span("exact sum"):
-                self._sums.add(position, result, sub, cohort.shares(task), cohort.share(task, cohort.buffer_weighting))
-            if self.observe:
+            added = self._add(position, result, sub, cohort)
+            if self.observe and added:
                 with span("diagnostics"):
                     bound = self.trainer.pool.get(sub).bound
                     self.observe(position, task.client, task.level, bound.model, lambda: _deltas(bound, sub, w))  # noqa: B023  # called at once
             del result  # its vectors, before the next client's
             if self.on_client:
                 self.on_client(done, len(mine))
+
+    def _add(self, position: int, result: ClientResult, sub: SubModel, cohort: Cohort) -> bool:
+        """Add a client's upload, or leave the client out if that is what the uplink does with one that is not finite."""
+        try:
+            with span("exact sum"):
+                self._sums.add(position, result, sub, cohort.shares(result.task), cohort.share(result.task, cohort.buffer_weighting))
+        except NumericError:
+            if self.trainer.uplink.nonfinite != "skip":
+                raise
+            self._sums.skip(position)
+            self.trainer.put_back(result.task, sub)
+            return False
+        return True
 
     def _client(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
         try:

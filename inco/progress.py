@@ -141,9 +141,11 @@ def sweep_table(rows: Iterable[tuple[int, str, str, float | None, Path | str]], 
 
 
 def closing(folder: Path | str, command: str, console: Console | None = None) -> None:
-    """Print the last two lines of a run: its folder, and the command that goes on from here."""
+    """Print the last lines of a run: its folder, its report, and the command that goes on from here."""
     console = console or Console(highlight=False)
     console.print(Text(f"folder  {shlex.quote(short_path(folder))}"), soft_wrap=True)  # whole, so that it can be copied
+    if (report := Path(folder) / "report.html").exists():
+        console.print(Text(f"report  {shlex.quote(short_path(report))}"), soft_wrap=True)
     console.print(Text(f"resume  {command}"), soft_wrap=True)
     console.file.flush()
 

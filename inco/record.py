@@ -273,7 +273,7 @@ class RunLock:
 
 
 def _alive(pid: int, born: int | None) -> bool:
-    """Say whether the process lives. A number that a later process has got again counts as dead."""
+    """Say whether the process lives. One that only waits to be reaped does not, nor does a number that a later process has got again."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -281,12 +281,18 @@ def _alive(pid: int, born: int | None) -> bool:
     except PermissionError:
         pass
     now = _born(pid)
-    return born is None or now is None or born == now
+    return (born is None or now is None or born == now) and _stat(pid)[:1] != ["Z"]
 
 
 def _born(pid: int) -> int | None:
     """Give the start time of a process in clock ticks since boot; None where /proc cannot tell."""
+    words = _stat(pid)
+    return int(words[19]) if len(words) > 19 else None
+
+
+def _stat(pid: int) -> list[str]:
+    """Give what /proc says of a process after its name, its state first; nothing where there is no /proc."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -136,6 +136,8 @@ class Simulator:
         if last or number % self.eval_every == 0:
             metrics |= self._scores(submodels, self.engine.evaluate(submodels, state.w, state.b, number))
         metrics |= self._work(tasks, aggregate) | {"update/norm": norm}
+        if len(aggregate.clients) < len(tasks):
+            metrics["client/nonfinite"] = len(tasks) - len(aggregate.clients)
         metrics.update(mixing)
         scored = time.perf_counter()
         with span("diagnostics"):
@@ -158,7 +160,7 @@ class Simulator:
             for level in sorted({t.level for t in tasks}):
                 by_level[f"{key}/{names[level]}"] = sum(n for t, n in zip(tasks, numbers, strict=True) if t.level == level)
         return {
-            "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen,
+            "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen if seen else float("nan"),
             **{key: sum(numbers) for key, numbers in work.items()},
             **by_level,
         }

@@ -17,13 +17,21 @@ from inco.flat import Layout
 
 
 class Uplink(Protocol):
-    """A change of a client's uploads: vectors by name [n], laid out by `layout`; randomness from `generator` alone."""
+    """A change of a client's uploads: vectors by name [n], laid out by `layout`; randomness from `generator` alone.
+
+    `nonfinite`: what becomes of an upload that is not finite, or too large to be summed: "stop" ends the run, "skip" leaves the client out.
+    """
+
+    nonfinite: str
 
     def __call__(self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator) -> Mapping[str, Tensor]: ...
 
 
 class Clean:
     """Uploads arrive as they were sent."""
+
+    def __init__(self, nonfinite: str = "stop") -> None:
+        self.nonfinite = nonfinite
 
     def __call__(self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator) -> Mapping[str, Tensor]:
         return vectors
@@ -36,10 +44,10 @@ class Noise:
     Chan et al., ICLR 2024, Internal Cross-layer Gradients, Figure 7.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, nonfinite: str = "stop") -> None:
         if not _number(scale) or scale < 0:
             raise ConfigError(f"uplink.scale={scale}: must be a number of at least 0; the paper uses 1 to 5, and uplink=clean adds none")
-        self.scale = scale
+        self.scale, self.nonfinite = scale, nonfinite
 
     @torch.no_grad()
     def __call__(self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -59,10 +67,10 @@ class Clip:
     McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
     """
 
-    def __init__(self, max_norm: float = 1.0) -> None:
+    def __init__(self, max_norm: float = 1.0, nonfinite: str = "stop") -> None:
         if not _number(max_norm) or max_norm <= 0:
             raise ConfigError(f"uplink.max_norm={max_norm}: must be a number above 0; uplink=clean leaves uploads as they are")
-        self.max_norm = max_norm
+        self.max_norm, self.nonfinite = max_norm, nonfinite
 
     @torch.no_grad()
     def __call__(self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator) -> Mapping[str, Tensor]:

@@ -144,6 +144,8 @@ def local_workers(settings: Mapping[str, Any], world: int) -> Iterator[LocalWork
 
 def main(rank: int, world: int, store: str, settings: Mapping[str, Any]) -> None:
     """Be one worker: the same rounds as rank 0, without a record."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a batch system sends them to all processes; rank 0 decides when the workers end
+        signal.signal(number, signal.SIG_IGN)
     from inco.config.launch import follow, prepare
 
     prepare()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from inco.errors import NumericError
 from inco.flat import Layout, Slice
-from inco.server.aggregate import BUFFER_STEPS, PARAM_STEPS, Cohort, Holders, RoundSums
+from inco.server.aggregate import Cohort, Holders
 from inco.server.optim import Average
+from inco.server.sums import BUFFER_STEPS, PARAM_STEPS, RoundSums
 from inco.types import ClientResult, ClientTask, SubModel, Weighting
 
 P, B = 40, 9
@@ -267,6 +268,37 @@ def test_uploads_that_cannot_be_summed_are_named(bad: float, level: int) -> None
     assert torch.equal(sums.total, expected)
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_anything_is_added(loss: float) -> None:
+    results = clients(3)
+    cohort = cohort_of(results)
+    sums = summed(cohort, results, [0])
+    before = sums.total.clone()
+    with pytest.raises(NumericError, match=rf"round 5, client 3: its mean training loss is {loss}; .*uplink.nonfinite=skip"):
+        add(sums, cohort, 1, replace(results[1], loss=loss))
+    assert torch.equal(sums.total, before)
+
+
+def test_skipped_clients_are_as_if_they_had_not_been_there() -> None:
+    """Means, coverage, participation and rows are those of the others alone, but for a last bit; with none left nothing moves."""
+    results = clients(9, seed=4)
+    cohort = cohort_of(results)
+    sums = summed(cohort, results, [0, 2, 3, 5, 6, 7, 8])
+    for out in (1, 4):
+        sums.skip(out)
+    left = [r for k, r in enumerate(results) if k not in (1, 4)]
+    found, expected = cohort.average(sums), (alone := cohort_of(left)).average(summed(alone, left))
+    for name in UPLOADS:
+        assert torch.allclose(found.mean[name], expected.mean[name], rtol=1e-6, atol=1e-9)
+    assert torch.allclose(found.buffers, expected.buffers, rtol=1e-6) and found.clients == expected.clients
+    assert torch.equal(found.covered, expected.covered) and torch.equal(found.participation(), expected.participation())
+    none = RoundSums(list(UPLOADS), P, B, 9)
+    for position in range(9):
+        none.skip(position)
+    nobody = cohort.average(none)
+    assert not nobody.covered.any() and not nobody.mean["delta"].any() and nobody.clients == ()
+
+
 def test_bad_buffers_are_named_and_large_good_ones_are_not() -> None:
     results = clients(2, levels=(2,))
     results[0].buffers[0] = results[1].buffers[0] = 2.0**29
@@ -287,7 +319,7 @@ def test_largest_uploads_do_not_overflow() -> None:
 
 
 def test_numbers_of_a_client_keep_every_bit() -> None:
-    losses = [-0.0, 0.0, 1e300, -1e-310, 0.1, float("inf"), 2.5]
+    losses = [-0.0, 0.0, 1e300, -1e-310, 0.1, 1 / 3, 2.5]
     steps = [0, 1, 2**40, 3, 4, 5, 6]
     results = [replace(r, loss=loss, steps=n) for r, loss, n in zip(clients(7), losses, steps, strict=True)]
     cohort = cohort_of(results)

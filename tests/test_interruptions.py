@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, TINY, read_rows, read_summary, timeless
 
-from inco.config.signals import interruptible
+from inco.config.signals import Preempted, stoppable
 
 MANY = (*TINY, "rounds=400", "hydra.run.dir=run")
 
@@ -38,12 +38,13 @@ def workers_of(pid: int) -> list[int]:
     return [int(line.split()[0]) for line in found.splitlines() if "inco.workers" in line]
 
 
-def finished_alike(type_command, tmp_path: Path) -> None:
-    """After an interruption the same command ends with the bits of a run that was never interrupted."""
+def finished_alike(type_command, tmp_path: Path, least: int = 1) -> None:
+    """After an interruption the same command ends with the bits of a run that was never interrupted. `least`: rounds that it keeps."""
     done = len(read_rows(tmp_path / "run"))
     rounds = f"rounds={done + 3}"
     more = type_command(*MANY, "engine.workers=1", rounds)
     assert more.returncode == 0 and "going on after round" in more.stdout, more.stderr
+    assert int(more.stdout.partition("going on after round ")[2].split()[0]) >= least
     assert type_command(*MANY, "engine.workers=1", rounds, "hydra.run.dir=whole").returncode == 0
     assert read_summary(tmp_path / "run")["weights_sha256"] == read_summary(tmp_path / "whole")["weights_sha256"]
     assert timeless(read_rows(tmp_path / "run")) == timeless(read_rows(tmp_path / "whole"))
@@ -69,12 +70,57 @@ def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with interruptible() as not_interrupted:
-        not_interrupted()
+    with stoppable() as stop:
+        stop.check()
         Falling()
         with pytest.raises(KeyboardInterrupt):
-            not_interrupted()
+            stop.check()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preempting_signal_lets_the_round_end_or_gives_it_up(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inco.config.signals.GRACE_S", 0.3)
+    with stoppable() as stop:
+        signal.raise_signal(number)
+        assert stop.asked is number, "nothing is raised yet"
+        with pytest.raises(Preempted, match=number.name):
+            stop.check()
+    with stoppable() as stop:
+        signal.raise_signal(number)
+        began = time.monotonic()
+        with pytest.raises(Preempted):
+            time.sleep(10)
+        assert time.monotonic() - began < 5
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_signals_that_somebody_else_handles_stay_theirs() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        with stoppable() as stop:
+            signal.raise_signal(signal.SIGUSR1)
+            assert seen == [signal.SIGUSR1] and stop.asked is None
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+def test_preemption_saves_closes_and_ends_with_75(type_command, tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
+    """Also off the grid of checkpoints, and where the batch system signals the workers as well."""
+    run = start(tmp_path, *MANY, "engine.workers=2", "checkpoint_every=1000")
+    wait_for_rounds(tmp_path / "run", 3)
+    for worker in workers_of(run.pid) if to_all else []:
+        os.kill(worker, number)
+    run.send_signal(number)
+    sent = time.monotonic()
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 75 and time.monotonic() - sent < 10, errors
+    assert f"stopped by {number.name}" in errors and "Go on with: python run.py" in errors and "Traceback" not in errors
+    summary = read_summary(tmp_path / "run")
+    assert (summary["status"], summary["exit_code"]) == ("interrupted", 75) and summary["rounds"] == len(read_rows(tmp_path / "run"))
+    finished_alike(type_command, tmp_path, least=summary["rounds"])
 
 
 def test_kill_loses_at_most_the_round_under_way(type_command, tmp_path: Path) -> None:
@@ -84,6 +130,22 @@ def test_kill_loses_at_most_the_round_under_way(type_command, tmp_path: Path) ->
     run.communicate(timeout=30)
     assert len(read_rows(tmp_path / "run")) >= 4
     finished_alike(type_command, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")
+def test_a_killed_worker_is_started_again_if_asked(type_command, tmp_path: Path) -> None:
+    """With the same random streams, so that the run has the bits of one without an accident; and once only."""
+    words = (*MANY, "rounds=8", "engine.workers=2", "engine.retry=1")
+    run = start(tmp_path, *words)
+    wait_for_rounds(tmp_path / "run", 3)
+    os.kill(workers_of(run.pid)[0], signal.SIGKILL)
+    _, errors = run.communicate(timeout=90)
+    assert run.returncode == 0 and "SIGKILL" in errors and "trying again from the last checkpoint (engine.retry)" in errors, errors
+    summary = read_summary(tmp_path / "run")
+    assert (summary["status"], summary["rounds"]) == ("finished", 8) and len(read_rows(tmp_path / "run")) == 8
+    assert type_command(*MANY, "rounds=8", "engine.workers=1", "hydra.run.dir=whole").returncode == 0
+    assert summary["weights_sha256"] == read_summary(tmp_path / "whole")["weights_sha256"]
+    assert timeless(read_rows(tmp_path / "run")) == timeless(read_rows(tmp_path / "whole"))
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")

@@ -8,6 +8,8 @@ import resource
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,3 +195,17 @@ def test_of_many_that_take_over_a_stale_lock_one_wins(tmp_path):
     for child in crowd:
         child.communicate("")
     assert sorted(first) == ["lost"] * 5 + ["won"] and not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only /proc tells a process that waits to be reaped")
+def test_the_lock_of_a_process_that_waits_to_be_reaped_is_taken_over(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from inco.record import RunLock; RunLock(Path({str(tmp_path)!r})).__enter__()"
+    child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
+    until = time.monotonic() + 20
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == child.pid, "it has left its lock"
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    child.wait()

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,9 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support import TINY, read_summary
 
 from inco.errors import ConfigError
 from inco.tracker import NoTracker, RunInfo, Wandb
+from inco.tracker.workspace import SECTIONS, workspace
+from inco.tracker.workspace import main as save_workspace
 
 pytest.importorskip("wandb")
 WANDB = Path(sys.executable).with_name("wandb")
@@ -228,11 +232,11 @@ def test_a_server_that_stalls_at_the_end_is_not_waited_for(tmp_path, monkeypatch
 
 
 def test_a_silent_socket_is_waited_for_no_longer_than_told(monkeypatch):
-    from inco.tracker import _no_answer
+    from inco.tracker.online import no_answer
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        said = _no_answer(f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}", 0.4)
+        said = no_answer(f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}", 0.4)
     assert time.monotonic() - began < 2 and said.startswith("127.0.0.1 ") and "secret" not in said
 
 
@@ -330,3 +334,38 @@ def test_the_death_of_wandbs_own_service_stops_nothing(tmp_path):
 
 def test_no_tracker_is_a_tracker(tmp_path):
     assert play(NoTracker(), info(tmp_path / "outputs/a")) is None and NoTracker().warnings == []
+
+
+def test_a_run_mirrors_its_similarities_as_numbers_table_and_picture(type_command, tmp_path):
+    words = [*TINY, "diagnostics=cka", "diagnostics.every=1", "diagnostics.images=16", "diagnostics.batch=8"]
+    done = type_command(*words, "tracker=wandb", "tracker.report=true", "name=one", env={"WANDB_MODE": "offline"})
+    assert done.returncode == 0, done.stderr
+    (folder,) = runs(tmp_path / "outputs")
+    told = inspect(folder, "--summary")
+    assert (told["state"], told["summary"]["round"]) == ("finished", 2)
+    assert {key for key in told["summary"] if key.startswith("cka/layer")} == {f"cka/layer{k}" for k in (1, 2, 3, 4)}
+    table, picture = told["summary"]["cka/pairs"], told["summary"]["cka"]
+    assert (table["_type"], table["ncols"], picture["_type"]) == ("table-file", 5, "image-file") and table["nrows"] >= 20
+    kept = json.loads((folder / "files" / table["path"]).read_text())
+    assert kept["columns"] == ["round", "tap", "model", "other", "cka"] and {row[0] for row in kept["data"]} == {2}
+    metrics = [record["metric"] for record in inspect(folder) if record["type"] == "metric"]
+    assert ("*", "round") in [(metric.get("glob_name"), metric.get("step_metric")) for metric in metrics]
+    assert read_summary(tmp_path / "outputs" / "one")["warnings"] == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_workspace_charts_everything_over_rounds_and_groups_seeds():
+    pytest.importorskip("wandb_workspaces")
+    model = workspace("me", "inco", "InCo")._to_model().model_dump(by_alias=True)
+    sections = model["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == [name for name, _ in SECTIONS] + ["Pictures"]
+    charts = [panel["config"] for section in sections for panel in section["panels"] if panel["viewType"] == "Run History Line Plot"]
+    assert len(charts) == 12 and all(chart["xAxis"] == "round" and chart["groupBy"] == "group.value" for chart in charts)
+    keys = [re.compile(chart["metricRegex"]) for chart in charts]
+    for metric in ("test/acc", "test/acc/resnet10", "cka/layer4", "cka/blocks.7", "inco/theta/layer1.1.conv1", "time/train_s"):
+        assert sum(key.match(metric) is not None for key in keys) == 1, metric
+
+
+def test_a_workspace_that_cannot_be_saved_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    assert save_workspace(["me"]) == 2 and "pip install" in capsys.readouterr().err

@@ -1,15 +1,20 @@
 """Uploads on their way: noise of each tensor's own size from one stream, clipping to a norm, and senders' vectors left alone."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import TINY, settings_of, simulate
 from torch import Tensor
 
+from inco.client import Trainer
 from inco.config.targets import build
-from inco.errors import ConfigError
+from inco.config.validate import validate
+from inco.errors import ConfigError, NumericError
 from inco.flat import Layout
 from inco.uplink import Clean, Clip, Noise, Uplink
 
@@ -170,3 +175,53 @@ def test_gpu(where: str) -> None:
     if where == "cpu":
         torch.testing.assert_close(made[0].cpu(), Noise(1.0)({"delta": delta}, LAYOUT, stream(7))["delta"])
     assert Clip(1.0)({"delta": delta.cuda()}, LAYOUT, stream())["delta"].norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+class Diverging(Clean):
+    """An uplink through which the second client of a round arrives broken."""
+
+    def __init__(self, nonfinite: str = "skip") -> None:
+        super().__init__(nonfinite)
+        self.seen = 0
+
+    def __call__(self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator) -> Mapping[str, Tensor]:
+        self.seen += 1
+        return {name: v * float("nan") if self.seen % 5 == 2 else v for name, v in vectors.items()}
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "moon", "feddyn", "fednova"])
+def test_a_client_that_diverges_is_left_out_and_keeps_its_own_vectors(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*TINY, f"algorithm={algorithm}", "local=sgd", "local.momentum=0", "uplink.nonfinite=skip", "transform=none"]
+    kept: list[Any] = []
+    monkeypatch.setattr("inco.uplink.Clean", Diverging)
+    monkeypatch.setattr("inco.client.Trainer.put_back", _noting(kept))
+    state, rows, run = simulate(*words, rounds=3)
+    assert [row["client/nonfinite"] for row in rows] == [1, 1, 1] and torch.isfinite(state.w).all()
+    assert all(math.isfinite(row["train/loss"]) and row["update/norm"] > 0 for row in rows)
+    store = run.simulator.engine.trainer.store
+    for task, sub, before in kept:
+        after = store.load(replace(task, round=task.round + 1), sub) if run.simulator.algorithm.stateful else before
+        for name, value in before.items():
+            assert torch.equal(after[name], value) and torch.isfinite(value.float()).all()
+
+
+def _noting(kept: list[Any]) -> Any:
+    put_back = Trainer.put_back
+
+    def noting(self: Trainer, task: Any, sub: Any) -> None:
+        kept.append((task, sub, dict(self._before)))
+        put_back(self, task, sub)
+
+    return noting
+
+
+def test_by_default_it_stops_the_run_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inco.uplink.Clean", lambda nonfinite: Diverging(nonfinite))
+    with pytest.raises(NumericError, match=r"round 1, client \d: its upload 'delta' has .*uplink.nonfinite=skip"):
+        simulate(*TINY)
+
+
+def test_left_out_or_not_is_a_setting_that_is_checked() -> None:
+    assert validate(settings_of("uplink.nonfinite=ignore")) == ["uplink.nonfinite=ignore: must be one of stop, skip"]
+    for option in ("clean", "noise", "clip"):
+        assert settings_of(f"uplink={option}")["uplink"]["nonfinite"] == "stop"

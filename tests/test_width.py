@@ -24,7 +24,8 @@ from inco.models.base import Scaler, relative
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
 from inco.objectives import MaskedCrossEntropy
-from inco.server.aggregate import Cohort, Holders, RoundSums
+from inco.server.aggregate import Cohort, Holders
+from inco.server.sums import RoundSums
 from inco.splits.base import BlockSplit, Relatives
 from inco.splits.depth import Depth
 from inco.splits.width import Rolling, Width, narrowed, rolling

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.events import Mover, Reporter
-from inco.config.launch import Session, placed
+from inco.config.launch import Session
+from inco.config.resume import placed
 from inco.config.summary import peak_memory
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class Sitting(Session):
     """A sitting whose rounds are reported instead of recorded. No checkpoint is written: no other system here writes one."""
 
     reporter: Reporter
+
+    def _take_folder(self, run: Assembly, state: ServerState) -> None:
+        """Leave nothing in it."""
 
     def _open(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         """Announce nothing."""
@@ -53,6 +57,6 @@ def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="inco-benchmark-") as name:
         folder = Path(name)
-        session = Sitting(placed(settings, folder), folder, {"files": {}}, RunRecord(folder), logging.getLogger("benchmarks"))
+        session = Sitting(placed(settings, folder), folder, {}, RunRecord(folder), logging.getLogger("benchmarks"))
         session.reporter = reporter
         session.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
@@ -18,10 +19,10 @@ from inco.config.difference import difference
 from inco.config.front import Point, check
 from inco.config.launch import follow_torchrun, lead, under_torchrun
 from inco.config.naming import digest, plain
+from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted
 from inco.config.validate import GROUPS, validate
 from inco.errors import ConfigError, InCoError
 
-INTERRUPTED = 130
 Ledger = dict[Path, int]
 """The exit code of each job that ran in this process, by folder."""
 
@@ -57,10 +58,11 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
     except InCoError as error:
         print(_message(error, "; this run has not started"), file=sys.stderr, flush=True)
         ledger[folder] = error.exit_code
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; every finished round is kept. Go on with: {command}", file=sys.stderr, flush=True)
-        ledger[folder] = INTERRUPTED
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as error:
+        how, code = (str(error), PREEMPTED) if isinstance(error, Preempted) else ("interrupted", INTERRUPTED)
+        print(f"\n{how}; every checkpointed round is kept. Go on with: {command}", file=sys.stderr, flush=True)
+        ledger[folder] = code
+        sys.exit(code)
     except Exception:
         traceback.print_exc()
         ledger[folder] = 1
@@ -137,8 +139,27 @@ def _sweep_end(points: Sequence[Point], ledger: Ledger) -> list[int]:
         summary = RunRecord(point.folder).read_summary() if point.folder.is_dir() else None
         finished = summary is not None and summary["status"] == "finished"
         code = ledger.get(point.folder.absolute(), 0 if finished else (summary or {}).get("exit_code", 1))
-        status = "finished" if code == 0 else "interrupted" if code == INTERRUPTED else "failed" if summary else "not run"
+        status = "finished" if code == 0 else "interrupted" if code in (INTERRUPTED, PREEMPTED) else "failed" if summary else "not run"
         rows.append((number, shlex.join(point.overrides), status, summary["test/acc"] if summary and finished else None, point.folder))
         codes.append(code)
     sweep_table(rows)
+    _compare(points)
     return codes
+
+
+def _compare(points: Sequence[Point]) -> None:
+    """Write the comparison of a sweep's runs beside them; the same sweep finds its place again."""
+    folders = [point.folder.absolute() for point in points if (point.folder / "metrics.jsonl").exists()]
+    if len(folders) < 2:
+        return
+    from inco.progress import short_path
+    from inco.report import write_comparison
+    from inco.runs import find
+
+    names = "\n".join(sorted(folder.name for folder in folders))
+    place = Path(os.path.commonpath([folder.parent for folder in folders])) / "sweeps" / hashlib.sha256(names.encode()).hexdigest()[:8]
+    try:
+        write_comparison(find(folders), place, "Sweep")
+        print(f"comparison  {short_path(place / 'comparison.html')}", flush=True)
+    except Exception as error:  # the runs are there; nothing of them depends on it
+        print(f"warning: the comparison could not be written: {type(error).__name__}: {error}", file=sys.stderr)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from inco.arrays import ArrayStore
 from inco.config.naming import digest, identity
-from inco.config.pictures import draw
-from inco.config.resume import begin, pack, same_run, wipe
-from inco.config.signals import interruptible
+from inco.config.resume import begin, pack, placed, same_run, verdict, wipe
+from inco.config.showing import Showing
+from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted, Stop, stoppable
 from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
 from inco.errors import InCoError, WorkerError
@@ -83,47 +83,35 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
         if done:
             return done | {"already": True}
         log = stack.enter_context(setup_log(folder))
-        record = RunRecord(folder)
-        session = Session(placed(settings, folder), folder, facts, record, log)
+        stop = stack.enter_context(stoppable())
         if met:
             met.tell(True)
-        try:
-            return session.run(met)
-        except BaseException as error:
-            session.fail(error)
-            raise
-
-
-def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Say where clients' own vectors are kept: in the run's folder, or in one of its name where the user wants them."""
-    chosen = settings["engine"]["state_dir"]
-    place = Path(chosen).absolute() / folder.name if chosen else folder / "clients"
-    return {**settings, "engine": settings["engine"] | {"state_dir": str(place)}}
-
-
-def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a run that is finished already; None where there is work to do.
-
-    Raises ConfigError where the folder holds a run with other settings.
-    """
-    from inco.record import RunRecord
-
-    done = None if settings["fresh"] else RunRecord(folder).read_summary()
-    if done is None:
-        return None
-    same_run(done["settings"], settings, folder)
-    return done if done["status"] == "finished" and done["rounds"] >= settings["rounds"] else None
+        for left in range(0 if met else settings["engine"]["retry"], -1, -1):  # under torchrun the ranks are not ours to start again
+            session = Session(placed(settings, folder), folder, facts, RunRecord(folder), log, stop)
+            try:
+                return session.run(met)
+            except BaseException as error:
+                session.fail(error)
+                if not (left and isinstance(error, WorkerError)):
+                    raise
+                print(f"{error}\ntrying again from the last checkpoint (engine.retry)", file=sys.stderr, flush=True)
+                stop.forget()
+                settings = {**settings, "fresh": settings["fresh"] and not session.taken}  # what it has trained is to be kept
+        raise AssertionError("the last attempt returns or raises")
 
 
 class Session:
     """One sitting of a run on rank 0: from its last checkpoint, or the start, to its last round or an interruption."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], record: Any, log: Any) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], record: Any, log: Any, stop: Stop | None = None
+    ) -> None:
         self.settings, self.folder, self.facts, self.record, self.log = settings, folder, facts, record, log
-        self.tracker = build("tracker", settings["tracker"])
+        self.shown = Showing(build("tracker", settings["tracker"]), folder, self._warn)
         self.arrays = ArrayStore(folder)
         self.checkpoints: Checkpoints
-        self.began, self.before_s, self.moved = time.monotonic(), 0.0, False
+        self.stop = stop or Stop()
+        self.began, self.before_s, self.moved, self.taken = time.monotonic(), 0.0, False, False
         self.warnings: list[str] = []
 
     def run(self, met: Meeting | None = None) -> dict[str, Any]:
@@ -152,7 +140,7 @@ class Session:
             run = assemble(self.settings, ranks)
             saved = self._saved()
             state = begin(run, ranks, self.settings, saved)
-            self._take_folder(state.round, about(run, self.settings, self.facts))
+            self._take_folder(run, state)
             self._open(run, ranks, state)
             self._train(run, ranks, state)
             return self._finish(run, ranks, state)
@@ -174,13 +162,14 @@ class Session:
             self.before_s = saved.meta["wall_s"]
         return saved
 
-    def _take_folder(self, round: int, about: Mapping[str, Any]) -> None:
-        """Make the folder this sitting's, now that all that it needs has been found: drop what is not of rounds up to `round`."""
+    def _take_folder(self, run: Assembly, state: ServerState) -> None:
+        """Make the folder this sitting's, now that all that it needs has been found: drop what is not of the state's rounds."""
         if self.settings["fresh"]:
             wipe(self.folder, Path(self.settings["engine"]["state_dir"]))
-        self.record.rewind(round)
-        self.arrays.rewind(round)
-        self.record.write_about(about)
+        self.taken = True
+        self.record.rewind(state.round)
+        self.arrays.rewind(state.round)
+        self.record.write_about(about(run, self.settings, self.facts))
         (self.folder / ".hydra").mkdir(exist_ok=True)
         for name, text in self.facts["files"].items():
             (self.folder / ".hydra" / name).write_text(text)
@@ -189,8 +178,8 @@ class Session:
         from inco.progress import announce, short_path
         from inco.tracker import RunInfo
 
-        info = RunInfo(self.facts["name"], self.folder, self.facts["group"], tuple(self.facts["tags"]), "train", dict(self.settings))
-        note = self.tracker.start(info)
+        info = RunInfo(self.facts["name"], self.folder, self.facts["group"], tuple(self.facts["tags"]), dict(self.settings), state.round)
+        note = self.shown.open(info)
         announce(header(run, ranks, self.settings, self.facts) | {"folder": short_path(self.folder)})
         if note:
             print(note, flush=True)
@@ -205,7 +194,6 @@ class Session:
         rounds, every = self.settings["rounds"], self.settings["checkpoint_every"]
         with ExitStack() as stack:
             round_over = self._profile(stack, ranks)
-            not_interrupted = stack.enter_context(interruptible())
             progress = stack.enter_context(Progress(rounds, state.round))
 
             def listen(state: ServerState, metrics: Metrics) -> None:
@@ -213,20 +201,19 @@ class Session:
                 with span("record and checkpoint"):
                     self.arrays.keep(state.round, run.simulator.diagnostics.arrays)
                     self.record.append(metrics)
-                    if state.round % every == 0 or state.round == rounds:
+                    if state.round % every == 0 or state.round == rounds or self.stop.asked:
                         self._checkpoint(run, state)
-                    self.tracker.log(metrics, state.round)
                 progress.round(metrics)
-                for name, picture in draw(run, self.folder, state.round):
-                    self.tracker.image(name, picture, state.round)
+                with span("tracker, pictures and report"):
+                    self.shown.round(run, metrics, state.round)
                 self.log.info("round %d: %s", state.round, {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")})
                 round_over()
-                not_interrupted()
+                self.stop.check()
 
             run.simulator.engine.on_client = progress.client
             run.simulator.run(state, rounds, listen)
+        profile = self.folder / "profile.txt"
         if self.settings["engine"]["profile"]:
-            profile = self.folder / "profile.txt"
             print(profile.read_text() if profile.exists() else "no profile: it takes two rounds", flush=True)
 
     def _checkpoint(self, run: Assembly, state: ServerState) -> None:
@@ -246,6 +233,8 @@ class Session:
 
     def _finish(self, run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
         rows = self.record.rows()
+        if len(rows) != state.round:
+            self._warn(f"metrics.jsonl has {len(rows)} rows for {state.round} rounds: some have been lost; fresh=true runs them again")
         summary = scores(rows) | {
             "rounds": state.round,
             "wall_s": self._wall_s(),
@@ -257,8 +246,7 @@ class Session:
             "workers": ranks.world,
             "device": str(ranks.device.type),
         }
-        self.tracker.finish(summary, 0)
-        return self._write(summary, "finished")
+        return self._close(summary, "finished", 0)
 
     def fail(self, error: BaseException) -> None:
         """Leave a summary of an interrupted or failed run, and close the tracker. Never hides `error`."""
@@ -266,16 +254,23 @@ class Session:
         self.log.error("%s: %s%s", type(error).__name__, error, f"\n{error.detail}" if isinstance(error, WorkerError) else "")
         try:
             rows = self.record.rows()
-            code = error.exit_code if isinstance(error, InCoError) else 130 if status == "interrupted" else 1
+            interrupted = PREEMPTED if isinstance(error, Preempted) else INTERRUPTED
+            code = error.exit_code if isinstance(error, InCoError) else interrupted if status == "interrupted" else 1
             summary = scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
-            self.tracker.finish(summary, 1)
-            if self.moved or self.record.read_summary() is None:  # else an earlier sitting's summary says more
-                self._write(summary, status)
+            if self.moved or self.record.read_summary() is None:
+                self._close(summary, status, 1)
+            else:  # an earlier sitting's summary says more
+                self.shown.close(summary, 1)
         except (OSError, InCoError) as second:
             self.log.error("and the summary could not be written: %s", second)
 
+    def _close(self, summary: dict[str, Any], status: str, exit_code: int) -> dict[str, Any]:
+        """Write the summary, show it, and write it again if showing it gave warnings."""
+        whole, told = self._write(summary, status), len(self.warnings)
+        self.shown.close(summary, exit_code)
+        return whole if len(self.warnings) == told else self._write(summary, status)
+
     def _write(self, summary: dict[str, Any], status: str) -> dict[str, Any]:
-        self._warn(*self.tracker.warnings)
         whole = summary | {
             "seed": self.settings["seed"],
             "digest": digest(self.settings),

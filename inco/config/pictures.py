@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inco.arrays import write_npz
 
 if TYPE_CHECKING:
     from inco.config.wiring import Assembly
 
+PAIR = ("round", "tap", "model", "other", "cka")
 MOST_CLIENTS = 1000  # whose examples partition.npz counts, the first of the population
 
 
@@ -39,3 +41,21 @@ def draw(run: Assembly, folder: Path, round: int) -> Iterator[tuple[str, Path]]:
 
         draw_gradients(arrays["gradients"], f"Round {round}", folder / "gradients.png")
         yield "gradients", folder / "gradients.png"
+
+
+def tables(run: Assembly, round: int) -> Iterator[tuple[str, tuple[str, ...], list[list[Any]]]]:
+    """Return what is new after a round as tables: name, columns, rows. Of CKA, one row a pair of models and tap."""
+    arrays = run.simulator.diagnostics.arrays.get("cka")
+    if arrays is not None:
+        names = [
+            f"{name} client {client}" if client >= 0 else str(name) for client, name in zip(arrays["client"], arrays["name"], strict=True)
+        ]
+        rows = [
+            [round, key.removeprefix("cka/"), names[i], names[j], float(matrix[i, j])]
+            for key, matrix in arrays.items()
+            if key.startswith("cka/")
+            for i in range(len(names))
+            for j in range(i)
+            if math.isfinite(matrix[i, j])
+        ]
+        yield "cka/pairs", PAIR, rows

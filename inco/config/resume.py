@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import identity
 from inco.errors import ConfigError
-from inco.record import plain
+from inco.record import RunRecord, plain
 
 if TYPE_CHECKING:
     from inco.checkpoint import State
@@ -32,7 +32,30 @@ OURS = (
     "cka.png",
     "gradients",
     "gradients.png",
+    "features.npz",
+    "features.png",
+    "landscape.npz",
+    "landscape.png",
 )
+
+
+def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Say where clients' own vectors are kept: in the run's folder, or in one of its name where the user wants them."""
+    chosen = settings["engine"]["state_dir"]
+    place = Path(chosen).absolute() / folder.name if chosen else folder / "clients"
+    return {**settings, "engine": settings["engine"] | {"state_dir": str(place)}}
+
+
+def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that is finished already; None where there is work to do.
+
+    Raises ConfigError where the folder holds a run with other settings.
+    """
+    done = None if settings["fresh"] else RunRecord(folder).read_summary()
+    if done is None:
+        return None
+    same_run(done["settings"], settings, folder)
+    return done if done["status"] == "finished" and done["rounds"] >= settings["rounds"] else None
 
 
 def begin(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], saved: State | None) -> ServerState:

@@ -116,6 +116,8 @@ class Wandb:
     group: str | None = MISSING
     tags: list[str] = MISSING
     timeout_s: float = ruled(between(0, 10, open_low=True))
+    job_type: str = MISSING
+    report: bool = MISSING
 
 
 @dataclass
@@ -187,17 +189,23 @@ class Adaptive(Adagrad):
 
 
 @dataclass
-class Noise:
+class Uplink:
+    nonfinite: str = ruled(one_of("stop", "skip"))
+
+
+@dataclass
+class Noise(Uplink):
     scale: float = ruled(at_least(0))
 
 
 @dataclass
-class AddNoise(Noise):
+class AddNoise:
+    scale: float = ruled(at_least(0))
     pairs: Any = ruled(CHOSEN_PAIRS)
 
 
 @dataclass
-class Clip:
+class Clip(Uplink):
     max_norm: float = ruled(above(0))
 
 
@@ -252,5 +260,6 @@ class EngineSettings:
     workers: Any = ruled(INTEGER_OR_AUTO)
     device: str = ruled(one_of("auto", "cpu", "cuda"))
     mode: str = ruled(one_of("auto", "eager", "graph"))
+    retry: int = ruled(at_least(0))
     profile: bool = MISSING
     state_dir: str | None = MISSING

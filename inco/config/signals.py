@@ -1,40 +1,89 @@
-"""Ctrl-C that cannot get lost."""
+"""Ctrl-C, SIGTERM and SIGUSR1: how a run is asked to stop, and how it does."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+INTERRUPTED, PREEMPTED = 130, 75
+GRACE_S = 4.0  # how long a round under way may take to end before it is abandoned; a scheduler waits 30 s or so before it kills
+_PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)  # what batch systems send before they take a machine away
+
+
+class Preempted(KeyboardInterrupt):
+    """The run was asked to stop by SIGTERM or SIGUSR1: it can be given again as it is, and goes on."""
+
+
+class Stop:
+    """Whether somebody has asked to stop.
+
+    Ctrl-C raises at once. SIGTERM and SIGUSR1 let the round end, for `GRACE_S`, and raise then; `asked` says so before. A second signal
+    ends the process on the spot.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._at, self._late = 0.0, False
+        self._timer: threading.Timer | None = None
+
+    def check(self) -> None:
+        """Raise if asked to; to be called between rounds.
+
+        An exception that Python raises inside a destructor or a callback of the garbage collector is printed and dropped: without this a
+        run would go on as if nobody had pressed anything.
+        """
+        if self.asked is not None:
+            raise self._error()
+
+    def note(self, number: int, frame: Any) -> None:
+        """Be the handler of all three."""
+        if self._late:
+            raise self._error()
+        if self.asked is not None:
+            if time.monotonic() - self._at > 1.0:  # what comes at the same time means the same: a terminal's Ctrl-C, and a parent's SIGTERM
+                os._exit(PREEMPTED if self.asked in _PREEMPTING else INTERRUPTED)
+            return
+        self.asked, self._at = signal.Signals(number), time.monotonic()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._timer = threading.Timer(GRACE_S, self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def forget(self) -> None:
+        """Take back what was asked, and the time that the round has: the interruption was that of a lost worker, or the run has ended."""
+        self.asked = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _give_up(self) -> None:
+        """Interrupt the main thread: the round has taken too long."""
+        self._late = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a real one: it wakes a call that waits
+
+    def _error(self) -> KeyboardInterrupt:
+        return Preempted(f"stopped by {self.asked.name}") if self.asked in _PREEMPTING else KeyboardInterrupt()
+
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Yield what raises KeyboardInterrupt if Ctrl-C has been pressed inside the block; to be called between rounds.
-
-    Python raises it at once, wherever the main thread is. Inside a destructor or a callback of the garbage collector it is printed and
-    dropped, and a run would go on as if nobody had pressed anything.
-    """
-    pressed: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        pressed.append(number)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # no signals there
-        yield check
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # somebody else's, or ignored as under nohup: theirs to keep
-        yield check
-        return
-    signal.signal(signal.SIGINT, note)
+def stoppable() -> Iterator[Stop]:
+    """Heed the signals inside the block. Where somebody else handles one already, it stays theirs: a launcher's, or nohup's."""
+    stop, ours = Stop(), []
+    if threading.current_thread() is threading.main_thread():  # signals come to no other
+        ours = [number for number in (signal.SIGINT, *_PREEMPTING) if _is_default(number)]
+    before = {number: signal.signal(number, stop.note) for number in ours}
     try:
-        yield check
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        stop.forget()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_default(number: int) -> bool:
+    return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)

@@ -1,116 +1,18 @@
-"""Exact, order-free averaging of uploads per coordinate.
-
-Every upload is weighted and rounded once to a 64-bit fixed-point number; whole numbers add associatively, so the sum has the same
-bits whatever the order of clients and the number of workers. A round's sums lie in one vector and take one reduction.
-"""
+"""Means of uploads per coordinate over the clients that hold it: who takes part, with which weight, and what the exact sums make of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from inco.errors import NumericError
-from inco.flat import Layout, Slice
-from inco.types import Aggregate, ClientResult, ClientRow, ClientTask, SubModel, Weighting
+from inco.server.sums import BUFFER_STEPS, PARAM_STEPS, RoundSums
+from inco.types import Aggregate, ClientRow, ClientTask, SubModel, Weighting
 
-# One step of the fixed-point numbers. Shares of a cohort sum to one, so a sum is at most the largest upload: up to 2**22 for
-# parameters (a delta that large has diverged) and 2**30 for buffers, whose values may be large but need fewer digits.
-PARAM_STEPS = 2.0**40
-BUFFER_STEPS = 2.0**32
-_SUM_LIMIT = 2.0**62
 _NOBODY = 1e-9  # what a weight of zero is divided by, and stays zero
-_CHUNK = 32_768  # elements worked on at once; stays in a core's cache
-
-
-class RoundSums:
-    """A round's running sums on one worker: uploads, buffers and a few numbers of each client, in one int64 vector.
-
-    `names`: uploads by name, the delta first; `num_params` P, `num_buffers` B; `cohort`: clients a round; `side` Q: entries of side sums.
-    """
-
-    def __init__(
-        self, names: Sequence[str], num_params: int, num_buffers: int, cohort: int, device: torch.device | str = "cpu", side: int = 0
-    ) -> None:
-        sizes = [num_params] * len(names) + [num_buffers, side, cohort, cohort, 1]
-        self.total = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        *vectors, self.buffers, self.side, self.losses, self.steps, self.failures = self.total.split(sizes)
-        self.vectors = dict(zip(names, vectors, strict=True))
-        self._wide = torch.empty(_CHUNK, dtype=torch.float64, device=device)
-        self._whole = torch.empty(_CHUNK, dtype=torch.int64, device=device)
-
-    def reset(self) -> None:
-        """Forget a former round, in place."""
-        self.total.zero_()
-
-    def add(self, position: int, result: ClientResult, sub: SubModel, shares: Mapping[str, float], buffer_share: float) -> None:
-        """Add one client at its `position` in the cohort. `shares`: its part of each mean, over the whole cohort.
-
-        Raises NumericError where an upload is not finite or too large to be summed exactly.
-        """
-        for name, values in result.vectors.items():
-            values = _present(values, sub, result.task)
-            self._add(self.vectors[name], sub.params, values, shares[name], PARAM_STEPS, result.task, name, sub.importance)
-            for s in sub.side if name == next(iter(self.vectors)) else ():
-                self._run(self.side, s.into, values, s.start, s.length, shares[name] * s.factor * PARAM_STEPS)
-        self._add(self.buffers, sub.buffers, result.buffers, buffer_share, BUFFER_STEPS, result.task, "buffers")
-        self.losses[position] = torch.tensor(result.loss, dtype=torch.float64).view(torch.int64)  # its bits: one term, no rounding
-        self.steps[position] = result.steps
-
-    def _add(
-        self,
-        total: Tensor,
-        where: Slice,
-        values: Tensor,
-        share: float,
-        steps: float,
-        task: ClientTask,
-        name: str,
-        importance: Tensor | None = None,
-    ) -> None:
-        if values.numel() == 0:
-            return
-        low, high = torch.aminmax(values)  # both NaN where any value is
-        if not (low > -_SUM_LIMIT / steps and high < _SUM_LIMIT / steps):
-            raise NumericError(_describe(values, where.layout, task, name, _SUM_LIMIT / steps))
-        if where.runs is None:
-            for begin, whole in self._whole_numbers(values, 0, values.numel(), share * steps, importance):
-                total.index_add_(0, where.index_on(total.device).narrow(0, begin, len(whole)), whole)
-            return
-        for start, local, length in where.runs:
-            self._run(total, start, values, local, length, share * steps, importance)
-
-    def _run(
-        self, total: Tensor, into: int, values: Tensor, start: int, length: int, factor: float, importance: Tensor | None = None
-    ) -> None:
-        """Add a stretch of values, each times a factor and rounded, to a stretch of sums."""
-        for begin, whole in self._whole_numbers(values, start, length, factor, importance):
-            total.narrow(0, into + begin, len(whole)).add_(whole)
-
-    def _whole_numbers(
-        self, values: Tensor, start: int, length: int, factor: float, importance: Tensor | None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield a stretch of values times `factor` (and times its importance) as whole numbers, piece by piece with its offset."""
-        for begin in range(0, length, _CHUNK):
-            size = min(_CHUNK, length - begin)
-            wide, whole = self._wide[:size], self._whole[:size]
-            wide.copy_(values.narrow(0, start + begin, size)).mul_(factor)
-            if importance is not None:
-                wide.mul_(importance.narrow(0, start + begin, size).to(wide.device))
-            whole.copy_(wide.round_())
-            yield begin, whole
-
-
-def _present(values: Tensor, sub: SubModel, task: ClientTask) -> Tensor:
-    """Return an upload with zero where the client has no say: parameters of classes that it has no example of."""
-    rows = sub.class_rows
-    if rows is None or task.classes is None or values.numel() != sub.params.layout.numel:
-        return values
-    values = values.clone()
-    values[rows.local.to(values.device)] *= task.classes[rows.owner].to(values)
-    return values
 
 
 @dataclass(frozen=True)
@@ -151,6 +53,7 @@ class Cohort:
         self.tasks, self.steps, self.submodels, self.uploads, self.buffer_weighting = tasks, tuple(steps), submodels, uploads, buffers
         self.population, self.momentum, self.sizes, self.device = population, momentum, (num_params, num_buffers), device
         self.examples = tuple(len(t.examples) for t in tasks)
+        self.positions: Sequence[int] = range(len(tasks))
         self.totals = {w: sum(self.weight(t, w) for t in tasks) for w in {*uploads.values(), buffers}}
 
     @staticmethod
@@ -235,7 +138,20 @@ class Cohort:
         return place, owners[place]
 
     def average(self, sums: RoundSums) -> Aggregate:
-        """Turn reduced sums into means over the holders; coordinates that nobody holds get zero."""
+        """Turn reduced sums into means over the holders that were not skipped; coordinates that nobody holds get zero."""
+        if sums.skipped.any():
+            return self._without(sums.skipped.tolist())._average(sums)
+        return self._average(sums)
+
+    def _without(self, skipped: Sequence[int]) -> Cohort:
+        """Return the cohort without some of its clients. `totals` stay: what was added was divided by them."""
+        left = copy.copy(self)
+        left.positions = [k for k, out in enumerate(skipped) if not out]
+        left.tasks = [self.tasks[k] for k in left.positions]
+        left.steps, left.examples = (tuple(each[k] for k in left.positions) for each in (self.steps, self.examples))
+        return left
+
+    def _average(self, sums: RoundSums) -> Aggregate:
         means: dict[str, Tensor] = {}
         covered = torch.empty(0)
         for weighting in sorted(set(self.uploads.values())):  # one coverage at a time: it is as large as the model
@@ -267,8 +183,8 @@ class Cohort:
 
     def _rows(self, sums: RoundSums) -> tuple[ClientRow, ...]:
         losses, steps = sums.losses.view(torch.float64).tolist(), sums.steps.tolist()
-        numbers = zip(self.tasks, losses, steps, strict=True)
-        return tuple(ClientRow(t.client, t.level, len(t.examples), loss, count) for t, loss, count in numbers)
+        numbers = zip(self.tasks, self.positions, strict=True)
+        return tuple(ClientRow(t.client, t.level, len(t.examples), losses[k], steps[k]) for t, k in numbers)
 
 
 def _mean(total: Tensor, coverage: Tensor, scale: float) -> Tensor:
@@ -279,19 +195,3 @@ def _mean(total: Tensor, coverage: Tensor, scale: float) -> Tensor:
         # nobody's total is zero, so dividing it by one leaves it zero
         out[part] = total[part].double().mul_(scale).div_(torch.where(coverage[part] > 0, coverage[part], 1.0))
     return out
-
-
-def _describe(values: Tensor, layout: Layout, task: ClientTask, name: str, limit: float) -> str:
-    for tensor in layout.entries:
-        view = layout.view(values, tensor)
-        bad = ~(view.abs() < limit)
-        if bad.any():
-            found = view[bad].flatten()[0].item()
-            what = f"{int(bad.sum())} of {view.numel()} values of {tensor} (first: {found})"
-            break
-    else:
-        what = "values"
-    return (
-        f"round {task.round}, client {task.client}: its upload '{name}' has {what} that are not finite or above {limit:.3g}; "
-        "nothing of this round has been applied. Local training diverged: lower local.lr, or look at this client's data"
-    )

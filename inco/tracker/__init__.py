@@ -7,17 +7,15 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from inco.errors import ConfigError
 from inco.record import atomic_write
+from inco.tracker.online import has_key, no_answer, short
 
 TOTAL_S = 15.0  # the most that W&B may add to a run, start and end together
 MODES = ("auto", "online", "offline")
@@ -25,20 +23,21 @@ MODES = ("auto", "online", "offline")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told about a run. `config` is a plain dict, resolved, and is logged as it is."""
+    """What a tracker is told about a run. `config` is a plain dict, resolved, and is logged as it is; `rounds`: done already."""
 
     name: str
     folder: Path
     group: str = ""
     tags: tuple[str, ...] = ()
-    job_type: str = "train"
     config: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 0
 
 
 class Tracker(Protocol):
-    """Where metrics go besides the run's own folder. `warnings` is what the summary should record."""
+    """Where metrics go besides the run's own folder. `warnings`: what the summary should record; `report`: whether it takes the report."""
 
     warnings: list[str]
+    report: bool
 
     def start(self, run: RunInfo) -> str | None:
         """Open the run; may return one line for the user."""
@@ -49,12 +48,20 @@ class Tracker(Protocol):
     def image(self, key: str, path: Path, round: int) -> None:
         """Mirror an image file."""
 
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int) -> None:
+        """Mirror a table."""
+
+    def file(self, path: Path) -> None:
+        """Keep a file with the run."""
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Close the run with its last facts; exit code 0 means finished, anything else failed."""
 
 
 class NoTracker:
     """Track nothing."""
+
+    report = False
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -65,7 +72,7 @@ class NoTracker:
     def log(self, *_: object, **__: object) -> None:
         """Do nothing."""
 
-    image = finish = log
+    image = table = file = finish = log
 
 
 class Wandb:
@@ -79,9 +86,10 @@ class Wandb:
 
     def __init__(
         self, project: str = "inco", mode: str = "auto", entity: str | None = None, group: str | None = None,
-        tags: Iterable[str] = (), timeout_s: float = 10.0,
+        tags: Iterable[str] = (), timeout_s: float = 10.0, job_type: str = "train", report: bool = False,
     ) -> None:  # fmt: skip
         _check(mode, timeout_s)
+        self.job_type, self.report = job_type, report
         self.project, self.mode, self.entity, self.group = project, mode, entity, group
         self.tags, self.timeout_s = tuple(tags), float(timeout_s)
         self.warnings: list[str] = []
@@ -116,14 +124,32 @@ class Wandb:
                 self._off(f"stopped at round {round}", error)
 
     def image(self, key: str, path: Path, round: int) -> None:
-        """Mirror an image file; a bad image turns images off and leaves the numbers running."""
+        """Mirror an image file."""
+        self._media(key, lambda wandb: wandb.Image(str(path)), round)
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int) -> None:
+        """Mirror a table."""
+        self._media(key, lambda wandb: wandb.Table(columns=list(columns), data=[list(row) for row in rows]), round)
+
+    def file(self, path: Path) -> None:
+        """Keep a file with the run, as an artifact of its name."""
+        if self._run is not None:
+            try:
+                kept = self._wandb.Artifact(f"{path.stem}-{self._run.id}", type=path.stem)
+                kept.add_file(str(path))
+                self._run.log_artifact(kept)
+            except Exception as error:
+                self.warnings.append(f"W&B has not taken {path.name}: {short(error)}")
+
+    def _media(self, key: str, made: Callable[[Any], Any], round: int) -> None:
+        """Log what W&B makes of a file or a table; an error turns such things off and leaves the numbers running."""
         if self._run is None or not self._images:
             return
         try:
-            self._run.log({key: self._wandb.Image(str(path)), "round": round})
+            self._run.log({key: made(self._wandb), "round": round})
         except Exception as error:
             self._images = False
-            self.warnings.append(f"W&B takes no more images in this run: {key} at round {round}: {_short(error)}")
+            self.warnings.append(f"W&B takes no more images in this run: {key} at round {round}: {short(error)}")
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Close the W&B run. What a stalled network left behind stays on disk, and a warning says how to send it."""
@@ -144,9 +170,9 @@ class Wandb:
         if mode == "offline":
             return "as asked"
         url = str(self._wandb.setup().settings.base_url)
-        if not _has_key(url):
+        if not has_key(url):
             return "no API key"
-        return _no_answer(url, self.timeout_s)
+        return no_answer(url, self.timeout_s)
 
     def _start_online(self, run: RunInfo, run_id: str, began: float) -> str | None:
         """Start online; on failure say why, and leave no half-made run behind."""
@@ -159,7 +185,7 @@ class Wandb:
         except Exception as error:
             for leftover in set(home.glob(made)) - before:
                 shutil.rmtree(leftover, ignore_errors=True)
-            return _short(error)
+            return short(error)
         return None
 
     def _start_offline(self, run: RunInfo, run_id: str, why: str, tried: bool) -> str:
@@ -174,7 +200,7 @@ class Wandb:
         started = self._wandb.init(
             project=self.project, entity=self.entity, name=run.name, id=run_id, resume="allow", mode=mode,
             group=self.group or run.group or None, tags=[*dict.fromkeys((*run.tags, *self.tags))] or None,
-            job_type=run.job_type or None, config=dict(run.config), dir=str(run.folder.resolve().parent),
+            job_type=self.job_type or None, config=dict(run.config), dir=str(run.folder.resolve().parent),
             reinit="create_new", settings=self._wandb.Settings(**_quiet(), **settings),
         )  # fmt: skip
         started.define_metric("round")
@@ -187,7 +213,7 @@ class Wandb:
         self._run = None
         if self._wandb is not None:
             _drop_service(self._wandb)
-        line = f"W&B {what} and is off for this run: {_short(error)}; metrics.jsonl has every round"
+        line = f"W&B {what} and is off for this run: {short(error)}; metrics.jsonl has every round"
         self.warnings.append(line)
         return line
 
@@ -247,39 +273,6 @@ def _run_id(folder: Path) -> str:
     return made
 
 
-def _has_key(url: str) -> bool:
-    """Say whether W&B would find credentials. They are looked for, never kept or shown."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    try:
-        from wandb.sdk.lib import wbauth
-
-        return wbauth.read_netrc_auth(host=url) is not None
-    except Exception:  # a malformed key, or a wandb that moved its lookup: online could stop to ask, so stay offline
-        return False
-
-
-def _no_answer(url: str, seconds: float) -> str | None:
-    """Say why the server does not answer within `seconds`, or None if it does."""
-    parts = urlsplit(url)
-    host = parts.hostname or url  # never the whole URL, which can hold a password
-    answer = [f"{host} did not answer within {seconds:g} s"]
-
-    def probe() -> None:
-        try:
-            with urlopen(url, timeout=seconds):
-                answer[0] = ""
-        except HTTPError as error:  # the server speaks; only 5xx says that it is out of order
-            answer[0] = f"{host} answered {error.code}" if error.code >= 500 else ""
-        except Exception as error:
-            answer[0] = f"{host} not reachable: {_short(getattr(error, 'reason', error))}"
-
-    thread = threading.Thread(target=probe, daemon=True)  # a name lookup takes no timeout, so it is left behind
-    thread.start()
-    thread.join(seconds)
-    return answer[0] or None
-
-
 def _files(started: Any) -> Path:
     """Give the folder of a W&B run's own files, short where it is below the working directory."""
     path = Path(started.dir).parent
@@ -289,9 +282,3 @@ def _files(started: Any) -> Path:
 def _jsonable(value: Any) -> Any:
     """Write a non-finite number as None: W&B's summary has no other way to show it."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _short(error: object) -> str:
-    """Give an error as one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

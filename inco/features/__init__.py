@@ -1,0 +1,1 @@
+"""Looking into the models of a finished run: features by t-SNE, and the loss around the weights. `python -m inco.features --help`."""
