@@ -153,6 +153,30 @@ def test_play_goes_through_the_rounds(opened, pages) -> None:
     assert page.locator("#histograms-play").inner_text() == "Play"
 
 
+SHAPE = """([n, kind]) => {
+  const map = DATA.maps.histograms;
+  const shares = map.rounds[map.rounds.length - 1][kind][n], view = density(map, n), heights = view.heights(shares);
+  const peak = heights.indexOf(Math.max(...heights));
+  return {peak: (view.places[peak] + view.places[peak + 1]) / 2, tallest: Math.max(...heights),
+    ordered: view.places.every((p, k, all) => !k || p > all[k - 1])};
+}"""
+
+
+def test_histograms_are_drawn_as_densities_or_by_the_logarithm(opened, pages) -> None:
+    page = opened(pages["run"])
+    drawing, readout = page.locator("#gradients .maps"), page.locator("#gradients figure .readout").first
+    before = drawing.inner_html()
+    assert "99.5% lie within" in readout.inner_text()
+    found = page.evaluate(SHAPE, [0, "clients"])
+    assert found["ordered"] and 0.35 < found["peak"] < 0.65 and 0.1 < found["tallest"] <= 1, "a bell around zero, of which the top is seen"
+    page.select_option("#histograms-scale", "log |x|")
+    assert drawing.inner_html() != before and readout.inner_text().startswith("largest bin ")
+    page.reload()
+    assert page.locator("#histograms-scale").input_value() == "log |x|", "it is remembered"
+    page.select_option("#histograms-scale", "density")
+    assert drawing.inner_html() == before
+
+
 def test_maps_say_what_is_under_the_pointer(opened, pages) -> None:
     page = opened(pages["run"])
     readout = page.locator("#cka figure .readout").first

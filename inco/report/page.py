@@ -14,7 +14,7 @@ from inco.report.markup import Html, html, tag
 
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("uPlot.min.css", "page.css", "figures.css")
-_SCRIPTS = ("uPlot.iife.min.js", "base.js", "curves.js", "maps.js", "tables.js", "start.js")
+_SCRIPTS = ("uPlot.iife.min.js", "base.js", "curves.js", "maps.js", "histograms.js", "tables.js", "start.js")
 HINT = "Hover over a curve for its values; drag to zoom, double-click to reset."
 _WITHOUT = "This page draws its curves and maps with JavaScript, which is off. The tables below have the final numbers."
 

@@ -144,10 +144,11 @@ def _gradients(run: Run, data: dict[str, Any]) -> Section | None:
     inside, more = None, ""
     if found:
         data["maps"]["histograms"] = found
-        more = " Histograms: share of entries by bin, bins equally wide in log |x|; areas: clients' deltas, lines: their update."
+        more = " Histograms: how entries are distributed; areas: clients' deltas, lines: the aggregated update."
         more += _note(len(found["layers"]), found["of"], "layer") + _note(len(found["rounds"]), found["measured"], "measured round")
         frames = tag("div", [_frame(layer) for layer in found["layers"]], class_="maps small")
-        inside = tag("div", _slider("histograms", len(found["rounds"])), frames, data_map="histograms")
+        scale = tag("label", "drawn as ", tag("select", [tag("option", name) for name in ("density", "log |x|")], id="histograms-scale"))
+        inside = tag("div", _slider("histograms", len(found["rounds"]), scale), frames, data_map="histograms")
     norms = [
         over_rounds("update", "Norm of what the server adds", run.rows, {"update/norm": "update"}, log=True),
         by_layer("norm", "Norm by layer", run.rows, ("gradients/norm/",), log=True),
