@@ -7,7 +7,6 @@ how many there are.
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from inco.allocator import keep_freed_memory
 from inco.client import Trainer
-from inco.errors import ConfigError, InCoError, NumericError, PeerLost, WorkerError
+from inco.errors import ConfigError, InCoError, NumericError, PeerLost
 from inco.evaluate import Evaluator, Score
+from inco.failure import client_failed
 from inco.flat import BoundModel, Layout
 from inco.schedule import assign
 from inco.server.aggregate import Cohort, Holders
@@ -186,6 +186,7 @@ class Engine:
         self._sizes = (params.numel, buffers.numel)
         self._sums = RoundSums(list(uploads), params.numel, buffers.numel, cohort, ranks.device, side)
         self.on_client: Callable[[int, int], None] | None = None
+        self.on_task: Callable[[ClientTask], None] | None = None  # called before each of this rank's clients
         self.observe: Observe | None = None  # called with each of this rank's clients, just trained
 
     def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
@@ -214,6 +215,8 @@ class Engine:
         for done, position in enumerate(mine, start=1):
             task = cohort.tasks[position]
             sub = cohort.submodels[task.level]
+            if self.on_task:
+                self.on_task(task)
             result = self._client(task, sub, w, b, server)
             added = self._add(position, result, sub, cohort)
             if self.observe and added:
@@ -243,12 +246,7 @@ class Engine:
         except InCoError:
             raise
         except Exception as error:
-            failed = WorkerError(
-                f"round {task.round}, client {task.client} ({sub.name}, {len(task.examples)} examples) failed on worker "
-                f"{self.ranks.rank}: {type(error).__name__}: {error}; nothing of this round has been applied"
-            )
-            failed.detail = traceback.format_exc()
-            raise failed from error
+            raise client_failed(task, sub, self.ranks.rank, error) from error
 
     def evaluate(self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int) -> dict[int, Score]:
         """Score every level on the whole test set."""

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,17 @@ def how_many(workers: int | str, device: str, cohort: int) -> int:
 
         gpus = torch.cuda.device_count()
     return max(1, min(gpus or available_cores(), cohort))
+
+
+def doing(folder: Path, rank: int) -> Path:
+    """Return the file in which a worker says what it is at, for whoever finds it dead."""
+    return folder / f"worker_{rank}.doing"
+
+
+def note(path: Path, words: str) -> None:
+    """Replace the content of a small file; what cannot be written is not worth a run."""
+    with suppress(OSError):
+        path.write_text(words)
 
 
 class LocalWorkers:
@@ -94,8 +105,10 @@ class LocalWorkers:
     def _describe(self, rank: int, pid: int, code: int) -> WorkerError:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         said = self._errors(rank).read_text(errors="replace").strip()
+        place = doing(self._folder, rank)
+        where = f", last seen at {place.read_text()}" if place.exists() else ""
         error = WorkerError(
-            f"worker {rank} (pid {pid}) {how}"
+            f"worker {rank} (pid {pid}) {how}{where}"
             + (f": {said.splitlines()[-1]}" if said else "; if it ran out of memory, use fewer engine.workers")
             + ". Nothing of the round under way has been applied; the same command goes on from the last checkpoint"
         )

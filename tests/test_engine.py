@@ -14,6 +14,7 @@ from inco.data.transforms import Normalise, Transform
 from inco.engine import Engine, Ranks
 from inco.errors import NumericError, WorkerError
 from inco.evaluate import Evaluator
+from inco.failure import client_failed
 from inco.flat import Layout, Slice
 from inco.local import SGD, Local
 from inco.pool import ModelPool
@@ -183,3 +184,10 @@ def test_scoring_takes_every_unit() -> None:
     w = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])  # always class 0
     assert house.evaluate(SUBS, w, torch.empty(0), 1)[0].accuracy == 50.0
     assert house.evaluate(SUBS, w, torch.empty(0), 1)[0].count == 30
+
+
+def test_a_gpu_that_runs_out_of_memory_is_told_with_what_may_help() -> None:
+    told = str(client_failed(ClientTask(2, 4, 0, torch.arange(3)), SUBS[0], 1, torch.OutOfMemoryError("CUDA out of memory")))
+    assert told.startswith("round 4, client 2 (pixels, 3 examples) failed on worker 1: OutOfMemoryError: CUDA out of memory (peak ")
+    assert "use a smaller local.batch_size, or fewer engine.workers" in told
+    assert "batch_size" not in str(client_failed(ClientTask(2, 4, 0, torch.arange(3)), SUBS[0], 1, RuntimeError("other")))

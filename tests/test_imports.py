@@ -27,6 +27,7 @@ ROWS = (
     ("inco.pool", "inco.client_store", "inco.accounting", "inco.nested"),
     ("inco.algorithms", "inco.splits", "inco.capacity", "inco.data", "inco.uplink", "inco.local"),
     ("inco.models", "inco.objectives"),
+    ("inco.failure",),
     ("inco.types",),
     ("inco.flat", "inco.seeding", "inco.errors", "inco.allocator", "inco.schedule", "inco.shapes", "inco.spans"),
 )
@@ -58,6 +59,7 @@ KNOWS = {
     "inco.workers": {"inco.errors", "inco.config"},
     "inco.objectives": {"inco.types", "inco.errors"},
     "inco.accounting": {"inco.algorithms.fedavg", "inco.types", "inco.shapes"},
+    "inco.failure": {"inco.types", "inco.errors"},
     "inco.types": {"inco.flat"},
 }
 

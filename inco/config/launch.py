@@ -19,7 +19,7 @@ from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted, Stop, stoppab
 from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
 from inco.errors import InCoError, WorkerError
-from inco.workers import how_many, local_workers
+from inco.workers import doing, how_many, local_workers, note
 
 if TYPE_CHECKING:
     from inco.checkpoint import Checkpoints, State
@@ -47,6 +47,9 @@ def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Meet
     try:
         run = assemble(settings, ranks)
         state = begin(run, ranks, settings, None)
+        if isinstance(store, str):
+            place = doing(Path(store).parent, rank)
+            run.simulator.engine.on_task = lambda task: note(place, f"round {task.round}, client {task.client}")
         run.simulator.run(state, settings["rounds"], lambda state, metrics: None)
         peak_memory(ranks)
     finally:
