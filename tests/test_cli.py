@@ -146,7 +146,7 @@ def test_a_sweep_makes_a_folder_and_a_wandb_run_each_and_a_table(type_command, t
     done = type_command("-m", *SMALL, "transform=none,inco", "seed=0,1", "tracker=wandb", "tracker.mode=offline", "rounds=1")
     assert done.returncode == 0, done.stderr
     outputs = tmp_path / "outputs"
-    folders = [p for p in outputs.iterdir() if p.is_dir() and p.name != "wandb"]
+    folders = [p for p in outputs.iterdir() if p.is_dir() and p.name not in ("wandb", "sweeps")]
     assert len(folders) == 4 and all(read_summary(p)["status"] == "finished" for p in folders)
     assert len(list((outputs / "wandb").glob("offline-run-*"))) == 4
     table = done.stdout[done.stdout.rindex("job") :]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,23 @@ MANY = (*TINY, "rounds=400", "hydra.run.dir=run")
 def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=tmp_path, env=env, preexec_fn=heard, **pipes)
+
+
+def heard() -> None:
+    """Hear Ctrl-C, which a process in the background of a shell ignores, and so do those that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def hearing() -> Iterator[None]:
+    """Signals as a program in the foreground has them."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def wait_for_rounds(folder: Path, count: int, timeout: float = 60) -> None:
@@ -63,7 +80,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
+def test_ctrl_c_in_a_destructor_is_not_lost(hearing: None) -> None:
     """Python prints and drops an exception that is raised there; the next check raises it again."""
 
     class Falling:
@@ -80,7 +97,13 @@ def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_preempting_signal_lets_the_round_end_or_gives_it_up(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_a_preempting_signal_lets_the_round_end_or_gives_it_up(
+    number: signal.Signals, background: bool, hearing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Ctrl-C is ignored, as in the background of a shell or under nohup."""
+    if background:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     monkeypatch.setattr("inco.config.signals.GRACE_S", 0.3)
     with stoppable() as stop:
         signal.raise_signal(number)
@@ -96,7 +119,7 @@ def test_a_preempting_signal_lets_the_round_end_or_gives_it_up(number: signal.Si
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
-def test_signals_that_somebody_else_handles_stay_theirs() -> None:
+def test_signals_that_somebody_else_handles_stay_theirs(hearing: None) -> None:
     seen: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     try:

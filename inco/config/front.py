@@ -24,6 +24,8 @@ from inco.config.naming import plain
 from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
 from inco.errors import ConfigError, StorageError
 
+_TAKEN = ("wandb", "tensorboard", "sweeps")  # folders beside those of runs
+
 
 @dataclass(frozen=True)
 class Point:
@@ -123,8 +125,8 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
 
 
 def _name_problems(name: Any) -> list[str]:
-    good = isinstance(name, str) and re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name != "wandb"
-    return [] if good else [f"name={name}: it names a folder below outputs/; use letters, digits, - and _, and not wandb"]
+    good = isinstance(name, str) and re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name not in _TAKEN
+    return [] if good else [f"name={name}: it names a folder below outputs/; use letters, digits, - and _, and none of {', '.join(_TAKEN)}"]
 
 
 def _folder(cfg: DictConfig, overrides: Sequence[Override]) -> str:

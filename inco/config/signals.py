@@ -64,7 +64,8 @@ class Stop:
     def _give_up(self) -> None:
         """Interrupt the main thread: the round has taken too long."""
         self._late = True
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a real one: it wakes a call that waits
+        again = self.asked or signal.SIGTERM  # one that is handled here; a real one, as it wakes a call that waits
+        signal.pthread_kill(threading.main_thread().ident or 0, again)
 
     def _error(self) -> KeyboardInterrupt:
         return Preempted(f"stopped by {self.asked.name}") if self.asked in _PREEMPTING else KeyboardInterrupt()

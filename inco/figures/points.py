@@ -57,6 +57,7 @@ def draw_surface(figure: Figure, axes: Axes, at: np.ndarray, loss: np.ndarray) -
     filled = axes.contourf(at, at, np.ma.clip(seen, levels[0], levels[-1]), levels=levels, norm=LogNorm(), cmap="cividis")
     axes.contour(at, at, seen, levels=levels[3:-1:3], colors="white", linewidths=0.4)
     axes.plot(0, 0, "+", color="white", markersize=6)
+    figure.set_layout_engine("compressed")  # for axes of a fixed shape: the other would cut their labels
     axes.set_aspect("equal")
     axes.grid(visible=False)
     axes.set_xlabel("first direction")
