@@ -93,7 +93,7 @@ class Table:
     def __init__(self, path: str, *, num_clients: int, num_levels: int, seed: int) -> None:
         try:
             levels = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"capacity.path={path}: cannot read it ({error}); give a JSON list with one level a client") from error
         if not isinstance(levels, list) or len(levels) != num_clients:
             have = f"{len(levels)} entries" if isinstance(levels, list) else "no list"

@@ -108,7 +108,8 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         """List the checkpoints, newest first."""
-        return sorted(self.root.glob("round_[0-9]*"), key=_round, reverse=True)
+        named = [path for path in self.root.glob("round_*") if path.name.removeprefix("round_").isdecimal()]  # not a user's copy
+        return sorted(named, key=_round, reverse=True)
 
     def _tidy(self) -> None:
         """Clear what a killed process left: finish a swap cut in two, drop unfinished and half-deleted folders."""
@@ -169,8 +170,11 @@ def _read(path: Path) -> State:
     """Read a checkpoint. What was hashed is what is used: each file is read once."""
     manifest = _manifest(path)
     raw = {name: _checked(path / name, manifest["files"].get(name)) for name in (TENSORS, META)}
-    meta = json.loads(raw[META])
-    return State(int(meta["round"]), load(raw[TENSORS]), dict(meta["meta"]))
+    try:
+        meta = json.loads(raw[META])
+        return State(int(meta["round"]), load(raw[TENSORS]), dict(meta["meta"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:  # with sums that vouch for it
+        raise _Damaged(f"its files are not a checkpoint's ({type(error).__name__}: {error})") from error
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_bytes())
         said = manifest.pop("sha256")
         version, _ = int(manifest["format_version"]), manifest["files"].get
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _Damaged(f"{MANIFEST} is not readable ({type(error).__name__}: {error})") from error
     if said != _hash_json(manifest):
         raise _Damaged(f"{MANIFEST} has changed since it was written")

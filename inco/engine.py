@@ -242,7 +242,13 @@ class Engine:
 
     def _client(self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]) -> ClientResult:
         try:
-            return self.trainer(task, sub, w, b, server)
+            try:
+                return self.trainer(task, sub, w, b, server)
+            except (
+                torch.OutOfMemoryError
+            ):  # what others left in the cache may be all that it lacked; its draws are named, so it is the same
+                torch.cuda.empty_cache()
+                return self.trainer(task, sub, w, b, server)
         except InCoError:
             raise
         except Exception as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inco.errors import StorageError
+from inco.processes import alive, born_at
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -134,12 +135,15 @@ class RunRecord:
     def read_summary(self) -> dict[str, Any] | None:
         """Read summary.json; None if the run has none yet."""
         try:
-            return dict(json.loads(self.summary.read_bytes()))
+            summary = json.loads(self.summary.read_bytes())
+            if isinstance(summary, dict):
+                return summary
+            raise ValueError("no object")
         except FileNotFoundError:
             return None
         except OSError as error:
             raise storage_error("read", self.summary, error) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"{self.summary} is damaged ({error}); delete it, then give the same command to resume") from error
 
     def _lines(self) -> list[tuple[int, bytes]]:
@@ -157,7 +161,7 @@ class RunRecord:
         """Give the round of a line."""
         try:
             return int(json.loads(line)["round"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             fix = "delete that line" if last else "restore the file from a copy, or start over with fresh=true"
             raise StorageError(f"{self.metrics}, line {number}: not a row of metrics ({error}); {fix}") from error
 
@@ -207,7 +211,8 @@ def setup_log(folder: Path) -> Iterator[logging.Logger]:
         yield logger
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk again, at what was left to write
+            handler.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]
 
@@ -223,7 +228,7 @@ class RunLock:
         self._mine: bytes | None = None
 
     def __enter__(self) -> "RunLock":
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "born": born_at(os.getpid())}
         mine = json.dumps(me).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,36 +268,10 @@ class RunLock:
             host, pid, born = str(holder["host"]), int(holder["pid"]), holder.get("born")
         except (ValueError, KeyError, TypeError):
             return  # empty: nobody has written a name into it, so nobody holds it
-        if host == socket.gethostname() and not _alive(pid, born):
+        if host == socket.gethostname() and not alive(pid, born):
             return
         wait = "wait for it or stop it" if host == socket.gethostname() else f"if it has ended, delete {self.path}"
         raise StorageError(
             f"{self.path.parent} is being written by process {pid} on host {host}: a run's folder has one writer; "
             f"{wait}, or choose another folder with name=NAME"
         )
-
-
-def _alive(pid: int, born: int | None) -> bool:
-    """Say whether the process lives. One that only waits to be reaped does not, nor does a number that a later process has got again."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    now = _born(pid)
-    return (born is None or now is None or born == now) and _stat(pid)[:1] != ["Z"]
-
-
-def _born(pid: int) -> int | None:
-    """Give the start time of a process in clock ticks since boot; None where /proc cannot tell."""
-    words = _stat(pid)
-    return int(words[19]) if len(words) > 19 else None
-
-
-def _stat(pid: int) -> list[str]:
-    """Give what /proc says of a process after its name, its state first; nothing where there is no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

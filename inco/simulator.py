@@ -48,7 +48,10 @@ class Diagnostics(Protocol):
 
 @dataclass
 class ServerState:
-    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the methods' own vectors."""
+    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the methods' own vectors.
+
+    `moving`: it is between two rounds, some of it stepped and some not; what an interruption leaves so is not to be saved.
+    """
 
     round: int
     w: Tensor
@@ -56,6 +59,7 @@ class ServerState:
     algorithm: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     split: dict[str, Tensor] = field(default_factory=dict)
+    moving: bool = False
 
 
 class Simulator:
@@ -110,6 +114,7 @@ class Simulator:
         aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
 
         with span("server"):
+            state.moving = True
             # 2. the algorithm says what to add, split and transform change it; what nobody holds does not move
             update = self.algorithm.server_update(state.algorithm, aggregate)
             update = self.population.split.server_update(state.split, update, aggregate)
@@ -129,7 +134,7 @@ class Simulator:
             self.population.split.buffers.truncate_counters(state.b)
             if self.algorithm.stateful:
                 self.engine.trainer.store.advance(number, [t.client for t in tasks])
-        state.round = number
+        state.round, state.moving = number, False
         trained = time.perf_counter() - began
 
         metrics: Metrics = {"round": number}

@@ -29,7 +29,7 @@ ROWS = (
     ("inco.models", "inco.objectives"),
     ("inco.failure",),
     ("inco.types",),
-    ("inco.flat", "inco.seeding", "inco.errors", "inco.allocator", "inco.schedule", "inco.shapes", "inco.spans"),
+    ("inco.flat", "inco.seeding", "inco.errors", "inco.processes", "inco.allocator", "inco.schedule", "inco.shapes", "inco.spans"),
 )
 # Those of the algorithms that complain about their settings; each builds on the protocol and FedAvg, and on no other algorithm.
 ALGORITHMS = tuple(f"inco.algorithms.{name}" for name in ("feddyn", "fedprox", "moon"))
@@ -49,7 +49,7 @@ KNOWS = {
     "inco.server.noise": {"inco.server.pairs", "inco.server.transforms", "inco.types", "inco.flat", "inco.errors", "inco.uplink"},
     "inco.uplink": {"inco.flat", "inco.errors"},
     "inco.client_store": {"inco.types", "inco.flat", "inco.errors"},
-    "inco.record": {"inco.errors"},
+    "inco.record": {"inco.errors", "inco.processes"},
     "inco.arrays": {"inco.record"},
     "inco.runs": {"inco.arrays", "inco.errors", "inco.record"},
     "inco.report": {"inco.report", "inco.errors", "inco.record", "inco.runs"},

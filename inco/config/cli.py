@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from inco.config.difference import difference
 from inco.config.front import Point, check
-from inco.config.launch import follow_torchrun, lead, under_torchrun
+from inco.config.launch import follow_torchrun, lead
 from inco.config.naming import digest, plain
 from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted
+from inco.config.torchrun import under_torchrun
 from inco.config.validate import GROUPS, validate
 from inco.errors import ConfigError, InCoError
 
@@ -137,10 +138,10 @@ def _sweep_end(points: Sequence[Point], ledger: Ledger) -> list[int]:
     rows, codes = [], []
     for number, point in enumerate(points):
         summary = RunRecord(point.folder).read_summary() if point.folder.is_dir() else None
-        finished = summary is not None and summary["status"] == "finished"
+        finished = summary is not None and summary.get("status") == "finished"
         code = ledger.get(point.folder.absolute(), 0 if finished else (summary or {}).get("exit_code", 1))
         status = "finished" if code == 0 else "interrupted" if code in (INTERRUPTED, PREEMPTED) else "failed" if summary else "not run"
-        rows.append((number, shlex.join(point.overrides), status, summary["test/acc"] if summary and finished else None, point.folder))
+        rows.append((number, shlex.join(point.overrides), status, summary.get("test/acc") if summary and finished else None, point.folder))
         codes.append(code)
     sweep_table(rows)
     _compare(points)

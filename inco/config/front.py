@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def check(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
     extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
     points: list[Point] = []
     with initialize_config_dir(config_dir=str(conf), version_base="1.3", job_name="run"):
-        for point in _expand(overrides) if not problems else []:
+        for point in _points(overrides, problems):
             try:
                 points.append(_compose(conf, extra, point))
             except ConfigError as error:
@@ -80,23 +81,50 @@ def _misplaced(overrides: Sequence[Override], multirun: bool) -> list[str]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Say so before anything is made, if the run's folder cannot be."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    """Say so before anything is made, if the run's folder cannot be. It is tried: permissions do not tell of all file systems."""
+    place, missing = folder.absolute(), []
+    made: list[Path] = []
+    try:
+        while not place.exists() and place != place.parent:
+            missing.append(place)
+            place = place.parent
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+        good = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    except OSError:
+        good = False
+    finally:
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir()
+    if not good:
         raise StorageError(f"hydra.run.dir={folder}: cannot write below {place}; choose another folder, or change its permissions")
+
+
+def _points(overrides: Sequence[Override], problems: dict[str, None]) -> list[list[Override]]:
+    """Return the points of a command line without problems so far; what is wrong with its ranges is added to them."""
+    try:
+        return _expand(overrides) if not problems else []
+    except ConfigError as error:
+        problems |= dict.fromkeys(error.problems)
+        return []
 
 
 def _expand(overrides: Sequence[Override]) -> list[list[Override]]:
     """Return the points of a sweep, as Hydra's own sweeper makes them. Ranges that only an optimising sweeper draws from are left out."""
-    parser, choices = OverridesParser.create(), []
+    parser, choices = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()), []
     for override in overrides:
         if not override.is_sweep_override():
             choices.append([override])
         elif override.is_discrete_sweep():
-            lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            choices.append(parser.parse_overrides(lines))
+            try:
+                lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                choices.append(parser.parse_overrides(lines))
+            except (HydraException, ValueError) as error:
+                raise ConfigError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
+            if not lines:
+                raise ConfigError(f"{override.input_line}: there is nothing to sweep over")
     return [list(point) for point in itertools.product(*choices)]
 
 
@@ -116,7 +144,10 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
         problems += validate(plain(cfg))
         HydraConfig.instance().set_config(cfg)
         problems += _name_problems(cfg.name)
-        folder = Path("" if problems else _folder(cfg, overrides))
+        where = "" if problems else _folder(cfg, overrides)
+        if not problems and not where.strip():
+            problems.append("hydra.run.dir=: it names no folder; give one, or leave it out")
+        folder = Path(where)
     except (ConfigError, OmegaConfBaseException) as error:
         problems += error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
     if problems:
@@ -138,7 +169,7 @@ def _folder(cfg: DictConfig, overrides: Sequence[Override]) -> str:
 def _try_compose(lines: list[str]) -> DictConfig:
     try:
         return compose("config", overrides=lines, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(" ".join(str(error).split("\n")[:2])) from error
 
 
@@ -156,6 +187,8 @@ def _sort_out(extra: list[str], overrides: Sequence[Override]) -> tuple[list[Ove
         key, value = override.key_or_group, override.value()
         if _is_hydra(override):
             groups.append(override)
+        elif key in (*GROUPS, *OVERLAYS) and isinstance(value, list | dict):
+            problems.append(f"{override.input_line}: name one option of conf/{key}/, or set its values as {key}.SETTING=VALUE")
         elif key in (*GROUPS, *OVERLAYS) and (value is None or isinstance(value, str | int | float)):
             options = loader.get_group_options(key, config_name="config", overrides=extra)
             if value is None:

@@ -18,6 +18,7 @@ from inco.config.showing import Showing
 from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted, Stop, stoppable
 from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
+from inco.config.torchrun import meeting, under_torchrun
 from inco.errors import InCoError, WorkerError
 from inco.workers import doing, how_many, local_workers, note
 
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from inco.config.wiring import Assembly
     from inco.engine import Meeting, Ranks
     from inco.simulator import Metrics, ServerState
-
-
-def under_torchrun() -> bool:
-    """Tell whether torchrun (or anything that speaks its environment) has started the ranks already."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def prepare() -> None:
@@ -61,13 +57,6 @@ def follow_torchrun(settings: Mapping[str, Any], folder: Path) -> None:
     met = meeting(settings, folder)
     if met.goes_ahead():
         follow(placed(settings, folder), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), met)
-
-
-def meeting(settings: Mapping[str, Any], folder: Path) -> Meeting:
-    """Return where torchrun's ranks meet for this job, the same on each."""
-    from inco.engine import Meeting
-
-    return Meeting(f"{folder}/{digest(settings)}/{settings['seed']}")
 
 
 def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +203,12 @@ class Session:
                 self.stop.check()
 
             run.simulator.engine.on_client = progress.client
-            run.simulator.run(state, rounds, listen)
+            try:
+                run.simulator.run(state, rounds, listen)
+            except KeyboardInterrupt:
+                if not state.moving and self.record.last_round == state.round > max(self.checkpoints.rounds(), default=0):
+                    self._checkpoint(run, state)  # rounds that are done, off the grid
+                raise
         profile = self.folder / "profile.txt"
         if self.settings["engine"]["profile"]:
             print(profile.read_text() if profile.exists() else "no profile: it takes two rounds", flush=True)
@@ -260,7 +254,7 @@ class Session:
             interrupted = PREEMPTED if isinstance(error, Preempted) else INTERRUPTED
             code = error.exit_code if isinstance(error, InCoError) else interrupted if status == "interrupted" else 1
             summary = scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
-            if self.moved or self.record.read_summary() is None:
+            if self.moved or (self.taken and self.record.read_summary() is None):
                 self._close(summary, status, 1)
             else:  # an earlier sitting's summary says more
                 self.shown.close(summary, 1)

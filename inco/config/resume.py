@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import identity
-from inco.errors import ConfigError
+from inco.errors import ConfigError, StorageError
 from inco.record import RunRecord, plain
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     done = None if settings["fresh"] else RunRecord(folder).read_summary()
     if done is None:
         return None
+    if not (isinstance(done.get("settings"), Mapping) and {"status", "rounds"} <= done.keys()):
+        raise StorageError(f"{folder / 'summary.json'} is not what a run leaves; delete it, then give the same command to resume")
     same_run(done["settings"], settings, folder)
     return done if done["status"] == "finished" and done["rounds"] >= settings["rounds"] else None
 

@@ -70,7 +70,7 @@ def validate(settings: Mapping[str, Any]) -> list[str]:
     for group in GROUPS:
         found = _check_group(group, settings.get(group))
         node = settings.get(group)
-        ours = isinstance(node, Mapping) and node.get("_target_") in SCHEMAS  # of a user's own class nothing is known
+        ours = isinstance(node, Mapping) and str(node.get("_target_")) in SCHEMAS  # of a user's own class nothing is known
         problems, sound[group] = problems + found, ours and not found
     for groups, rule in CROSS_RULES:
         if all(sound[group] for group in groups):
@@ -82,7 +82,7 @@ def _check_group(group: str, node: Any) -> list[str]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         return [f"{group}={node!r}: choose an option of conf/{group}/"]
     refused = target_problem(group, node["_target_"])
-    schema = SCHEMAS.get(node["_target_"])
+    schema = SCHEMAS.get(str(node["_target_"]))
     return [refused] if refused else _check(group, schema, node) if schema else []
 
 

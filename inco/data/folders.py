@@ -54,7 +54,12 @@ class TreeCache:
         record = self._record()
         if record is None or _sha256(self.images) != record["sha256"]:
             raise DataError(f"{self.images}: the cache is damaged; delete it, and it will be made again from {self.tree}")
-        return np.load(self.images, mmap_mode="c"), np.repeat(np.arange(len(self.classes)), record["counts"])
+        images, counts = np.load(self.images, mmap_mode="c"), record["counts"]
+        if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)) or len(counts) != len(self.classes):
+            counts = [-1]
+        if sum(counts) != len(images):
+            raise DataError(f"{self.record}: it counts other images than there are; delete it, and it will be made again from {self.tree}")
+        return images, np.repeat(np.arange(len(self.classes)), counts)
 
     def _convert(self, path: Path, files: list[Path]) -> None:
         out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(files), 3, self.size, self.size))

@@ -192,8 +192,12 @@ def _read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise DataError(f"{wrong}; this one unpacks to more than {8 * MAX_BYTES:,} bytes")
         with np.load(file, allow_pickle=False) as arrays:
             order, offsets = arrays["order"], arrays["offsets"]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zlib's, tokenize's and others, for what a damaged archive can hold
         raise DataError(f"{wrong}; reading it failed: {type(error).__name__}: {error}") from None
+    if not (isinstance(order, np.ndarray) and isinstance(offsets, np.ndarray)):
+        raise DataError(f"{wrong}; this one has members of these names that are no arrays")
     if order.ndim != 1 or offsets.ndim != 1 or order.dtype.kind not in "iu" or offsets.dtype.kind not in "iu":
         raise DataError(f"{wrong}; this one has {order.dtype} {order.shape} and {offsets.dtype} {offsets.shape}")
     order, offsets = order.astype(np.int64), offsets.astype(np.int64)

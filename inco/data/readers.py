@@ -75,6 +75,8 @@ def read_npz(path: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarra
 
 
 def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
+    if not isinstance(images, np.ndarray):
+        raise DataError(f"{path}: a member that should be an array of images is none; fetch the file again")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(f"{path}: images are {images.dtype} {images.shape}; expected uint8 with 3 or 4 dimensions")
     if images.ndim == 3:
@@ -83,7 +85,9 @@ def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
-    if labels.dtype.kind not in "iu" or labels.size != len(labels):
+    if not isinstance(labels, np.ndarray):
+        raise DataError(f"{path}: a member that should be an array of labels is none; fetch the file again")
+    if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.size != len(labels):
         raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected one integer for each image")
     return labels.reshape(-1)
 
