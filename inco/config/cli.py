@@ -140,7 +140,15 @@ def _sweep_end(points: Sequence[Point], ledger: Ledger) -> list[int]:
         summary = RunRecord(point.folder).read_summary() if point.folder.is_dir() else None
         finished = summary is not None and summary.get("status") == "finished"
         code = ledger.get(point.folder.absolute(), 0 if finished else (summary or {}).get("exit_code", 1))
-        status = "finished" if code == 0 else "interrupted" if code in (INTERRUPTED, PREEMPTED) else "failed" if summary else "not run"
+        status = (
+            "finished"
+            if code == 0
+            else "interrupted"
+            if code in (INTERRUPTED, PREEMPTED)
+            else "failed"
+            if summary or point.folder.absolute() in ledger
+            else "not run"
+        )
         rows.append((number, shlex.join(point.overrides), status, summary.get("test/acc") if summary and finished else None, point.folder))
         codes.append(code)
     sweep_table(rows)

@@ -254,7 +254,8 @@ class Session:
             interrupted = PREEMPTED if isinstance(error, Preempted) else INTERRUPTED
             code = error.exit_code if isinstance(error, InCoError) else interrupted if status == "interrupted" else 1
             summary = scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
-            if self.moved or (self.taken and self.record.read_summary() is None):
+            ours = self.taken or not self.record.about.exists()  # else a former run's, which was not ours to go on with
+            if self.moved or (ours and self.record.read_summary() is None):
                 self._close(summary, status, 1)
             else:  # an earlier sitting's summary says more
                 self.shown.close(summary, 1)
