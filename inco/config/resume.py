@@ -54,7 +54,7 @@ def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     done = None if settings["fresh"] else RunRecord(folder).read_summary()
     if done is None:
         return None
-    if not (isinstance(done.get("settings"), Mapping) and {"status", "rounds"} <= done.keys()):
+    if not (isinstance(done.get("settings"), Mapping) and isinstance(done.get("rounds"), int) and "status" in done):
         raise StorageError(f"{folder / 'summary.json'} is not what a run leaves; delete it, then give the same command to resume")
     same_run(done["settings"], settings, folder)
     return done if done["status"] == "finished" and done["rounds"] >= settings["rounds"] else None
