@@ -67,7 +67,7 @@ class Run:
         path = self.folder / name
         try:
             return dict(json.loads(path.read_bytes())) if path.exists() else {}
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: not JSON ({error}); restore it from a copy, or leave this run out") from error
 
 

@@ -69,7 +69,7 @@ class TreeCache:
     def _record(self) -> dict[str, Any] | None:
         try:
             record = json.loads(self.record.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return record if isinstance(record, dict) and {"counts", "sha256", "changed"} <= set(record) else None
 
