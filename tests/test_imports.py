@@ -29,7 +29,17 @@ ROWS = (
     ("inco.models", "inco.objectives"),
     ("inco.failure",),
     ("inco.types",),
-    ("inco.flat", "inco.seeding", "inco.errors", "inco.processes", "inco.allocator", "inco.schedule", "inco.shapes", "inco.spans"),
+    (
+        "inco.flat",
+        "inco.seeding",
+        "inco.errors",
+        "inco.processes",
+        "inco.names",
+        "inco.allocator",
+        "inco.schedule",
+        "inco.shapes",
+        "inco.spans",
+    ),
 )
 # Those of the algorithms that complain about their settings; each builds on the protocol and FedAvg, and on no other algorithm.
 ALGORITHMS = tuple(f"inco.algorithms.{name}" for name in ("feddyn", "fedprox", "moon"))
@@ -52,8 +62,8 @@ KNOWS = {
     "inco.record": {"inco.errors", "inco.processes"},
     "inco.arrays": {"inco.record"},
     "inco.runs": {"inco.arrays", "inco.errors", "inco.record"},
-    "inco.report": {"inco.report", "inco.errors", "inco.record", "inco.runs"},
-    "inco.figures": {"inco.arrays", "inco.errors", "inco.record", "inco.runs"},
+    "inco.report": {"inco.report", "inco.errors", "inco.record", "inco.runs", "inco.names"},
+    "inco.figures": {"inco.arrays", "inco.errors", "inco.record", "inco.runs", "inco.names"},
     "inco.tracker": {"inco.errors", "inco.record", "inco.tracker"},
     "inco.checkpoint": {"inco.errors", "inco.record"},
     "inco.workers": {"inco.errors", "inco.config"},

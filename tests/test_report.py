@@ -19,6 +19,7 @@ from support import ROOT
 
 from inco.arrays import ArrayStore, write_npz
 from inco.errors import ConfigError, DataError
+from inco.names import natural
 from inco.record import RunRecord
 from inco.report import groups, maps, write_comparison, write_run
 from inco.report.curves import BUDGET, MOST, by_layer, grouped, kept, over_rounds, picked
@@ -26,7 +27,7 @@ from inco.report.filters import kept as filtered
 from inco.report.markup import Html, html, tag
 from inco.report.stats import note, sign_flip_p, spread
 from inco.report.tables import _LATEX, _MARKDOWN, translated
-from inco.report.text import MISSING, amount, clock, natural, setting, sig4
+from inco.report.text import MISSING, amount, clock, setting, sig4
 from inco.runs import Run, find
 
 # Numbers

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from inco.config.naming import plain
 from inco.config.validate import GROUPS
+from inco.names import flat
 
 Change = tuple[str, Any, Any]
 """A setting, its value, and the default; None where there is no such."""
@@ -25,13 +26,6 @@ def difference(settings: Mapping[str, Any], choices: Mapping[str, str], conf: Pa
     default = {group: option for line in lines if isinstance(line, dict) for group, option in line.items()}  # type: ignore[union-attr]
     options = [(group, choices[group], default[group]) for group in GROUPS if choices.get(group, default[group]) != default[group]]
     base = plain(compose("config", overrides=[f"{group}={choices[group]}" for group in GROUPS if group in choices]))
-    ours, theirs = _flat(settings), _flat(base)
+    ours, theirs = flat(settings), flat(base)
     values = [(key, value, theirs.get(key)) for key, value in ours.items() if key not in theirs or theirs[key] != value]
     return options + [change for change in values if change[0].split(".")[0] not in ("experiment", "debug")]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

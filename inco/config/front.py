@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from inco.config.naming import plain
 from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
 from inco.errors import ConfigError, StorageError
+from inco.names import flat
 
 _TAKEN = ("wandb", "tensorboard", "sweeps")  # folders beside those of runs
 
@@ -211,7 +212,7 @@ def _unknown(conf: Path, base: DictConfig, override: Override) -> str | None:
     elsewhere = [p.stem for p in sorted((conf / group).glob("*.yaml")) if rest and re.search(rf"^{re.escape(rest)}:", p.read_text(), re.M)]
     if elsewhere:
         return f"{override.input_line}: the chosen {group} has no such setting; {', '.join(f'{group}={e}' for e in elsewhere)} has"
-    known = [*(k for k in _flat_keys(plain(base)) if not k.endswith("_target_")), "name", *GROUPS, *OVERLAYS]
+    known = [*(k for k in flat(plain(base)) if not k.endswith("_target_")), "name", *GROUPS, *OVERLAYS]
     return f"{override.input_line}: no such setting{did_you_mean(key, known) or did_you_mean(key.split('.')[-1], known)}"
 
 
@@ -221,10 +222,3 @@ def _exists(cfg: Any, key: str) -> bool:
             return False
         cfg = cfg._get_node(part)
     return True
-
-
-def _flat_keys(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in tree.items():
-        found += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
-    return found

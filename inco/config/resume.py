@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inco.config.naming import identity
 from inco.errors import ConfigError, StorageError
+from inco.names import flat
 from inco.record import RunRecord, plain
 
 if TYPE_CHECKING:
@@ -110,18 +111,11 @@ def pack(run: Assembly, state: ServerState, settings: Mapping[str, Any], wall_s:
 
 def same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on with other settings than those that made the record."""
-    theirs, ours = _flatten(plain(saved)), _flatten(plain(identity(settings)))  # both as a record holds them
+    theirs, ours = flat(plain(saved)), flat(plain(identity(settings)))  # both as a record holds them
     differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
     if differ:
         lines = [f"{key}: this folder's run has {theirs.get(key)}, this command {ours.get(key)}" for key in differ]
         raise ConfigError([f"{folder} holds a run with other settings; use fresh=true to start over, or another folder", *lines])
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def wipe(folder: Path, state_dir: Path) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  python -m inco.features tsne outputs/digits-resnet_tiny-stage-fedavg-inco-s0-3046c6e9 --class 3
-  python -m inco.features landscape outputs/digits-resnet_tiny-stage-fedavg-inco-s0-3046c6e9 --capacity resnet26
+  python -m inco.features tsne outputs/digits-resnet_tiny-stage-fedavg-inco-s0-f0fdf147 --class 3
+  python -m inco.features landscape outputs/digits-resnet_tiny-stage-fedavg-inco-s0-f0fdf147 --capacity resnet26
 """
 
 

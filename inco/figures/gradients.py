@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.figures.groups import Curve, Group, natural
+from inco.figures.groups import Curve, Group
 from inco.figures.layers import by_stage, chosen, layers_of, measured, need_gradients, need_two, paired, pooled, rounds_of, stage, updates
 from inco.figures.measures import coarse, cosine, density, linear_cka, reach, spearman
 from inco.figures.options import Options
@@ -27,6 +27,7 @@ from inco.figures.style import (
     whole_numbers,
     wrapped,
 )
+from inco.names import natural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inco.errors import ConfigError
+from inco.names import flat, natural
 from inco.runs import Run
 
 _NAMED = ("dataset", "model", "split", "algorithm", "transform")
@@ -87,7 +88,7 @@ class Group:
         return np.array([values[-1] if score == "last" else values.max() for values in series if len(values)])
 
 
-def _mildness(label: str) -> tuple[bool, bool, list[tuple[int, int | str]]]:
+def _mildness(label: str) -> tuple[bool, bool, list[tuple[int, str]]]:
     """A key that puts the simplest environment first: IID, homogeneous."""
     return "IID" not in label, "homogeneous" not in label, natural(label)
 
@@ -223,19 +224,6 @@ def command(run: Run, *words: str) -> str:
     told = shlex.split(str(run.about.get("command", "python run.py ...")))
     kept = [w for w in told if w.partition("=")[0] not in ours and not ("." in w and w.partition(".")[0] in ours)]
     return shlex.join([*kept, *words]).replace("'...'", "...")
-
-
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Return a key that sorts blocks.2 before blocks.10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|\D+", name)]
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
 
 
 def _short(value: object) -> str:

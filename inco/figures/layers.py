@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.figures.groups import Group, natural, require, seed
+from inco.figures.groups import Group, require, seed
 from inco.figures.options import Options
+from inco.names import natural
 from inco.runs import Run
 
 Arrays = dict[str, np.ndarray]

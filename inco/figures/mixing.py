@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.figures.groups import Curve, Group, command, natural
+from inco.figures.groups import Curve, Group, command
 from inco.figures.layers import chosen, largest, own_name
 from inco.figures.options import Options
 from inco.figures.points import draw_points, read_points
 from inco.figures.style import DOUBLE, draw_curve, legend_above, letter, markdown, page, stack, whole_numbers
+from inco.names import natural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

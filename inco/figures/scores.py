@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.figures.groups import PARTS, TRANSFORMS, Group, differing, labels_of, natural, over_seeds
+from inco.figures.groups import PARTS, TRANSFORMS, Group, differing, labels_of, over_seeds
 from inco.figures.options import Options
 from inco.figures.style import (
     COLOURS,
@@ -27,6 +27,7 @@ from inco.figures.style import (
     stack,
     whole_numbers,
 )
+from inco.names import natural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

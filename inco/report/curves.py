@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from inco.names import natural
 from inco.report.markup import Html, tag
-from inco.report.text import natural, sig4
+from inco.report.text import sig4
 
 MOST = 500  # points a curve
 BUDGET = 8_000  # points a chart: many curves get fewer each, so that the file stays small

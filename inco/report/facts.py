@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from inco.names import flat
 from inco.report.curves import after
 from inco.report.markup import Html, html, tag
 from inco.report.page import HINT, Section, section, table
-from inco.report.text import MISSING, amount, clock, flat, percent, plural, setting
+from inco.report.text import MISSING, amount, clock, percent, plural, setting
 from inco.runs import Run
 
 RECENT = 9  # rounds whose median time the time left is estimated from

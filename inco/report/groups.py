@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from inco.names import flat, natural
 from inco.report.facts import planned, status
 from inco.report.stats import Spread, sign_flip_p, spread
-from inco.report.text import flat, natural, setting
+from inco.report.text import setting
 from inco.runs import Run
 
 _FREE = ("tracker", "engine", "experiment", "debug")  # no result depends on them

@@ -12,7 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from inco.errors import DataError
-from inco.report.text import natural, sig4
+from inco.names import natural
+from inco.report.text import sig4
 from inco.runs import Run
 
 MOST_CLIENTS = MOST_CLASSES = 100

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 MISSING = "\N{EN DASH}"
@@ -55,19 +54,6 @@ def setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def plural(count: int, one: str, many: str = "") -> str:
     """Write a count with its word."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Return what sorts names with numbers as people do: layer2 before layer10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
