@@ -157,7 +157,7 @@ def local_workers(settings: Mapping[str, Any], world: int) -> Iterator[LocalWork
 
 def main(rank: int, world: int, store: str, settings: Mapping[str, Any]) -> None:
     """Be one worker: the same rounds as rank 0, without a record."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # a batch system sends them to all processes; rank 0 decides when the workers end
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # sent to all processes by a batch system; rank 0 decides when to end
         signal.signal(number, signal.SIG_IGN)
     from inco.config.launch import follow, prepare
 

@@ -219,3 +219,10 @@ def test_two_runs_cannot_write_one_folder(type_command, tmp_path: Path) -> None:
     run.kill()
     run.communicate(timeout=30)
     assert second.returncode == 74 and str(run.pid) in second.stderr and "Traceback" not in second.stderr
+
+
+def test_a_signal_while_python_shuts_down_changes_no_exit_code(tmp_path: Path) -> None:
+    """Batch systems send SIGTERM again and again; the code that says "start me again" stands."""
+    program = "import signal; from inco.config.signals import last_word; last_word(75); signal.raise_signal(signal.SIGTERM)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", program], env=env, preexec_fn=heard, cwd=tmp_path).returncode == 75

@@ -1,4 +1,4 @@
-"""Every algorithm on every split: equal bits on one, two and three workers, and after a stop and another number of workers.
+"""Every algorithm on every split: equal bits on one, two and four workers, and after a stop and another number of workers.
 
 Workers are real processes with real collectives, started once for all combinations; `test_engine.py` and `test_interruptions.py` start
 them as a user does.
@@ -34,6 +34,7 @@ MATRIX |= {
     f"scaffold-{s}-vit": [*TINY_VIT, *SGD, "algorithm=scaffold", f"split={s}", "transform=inco"]
     for s in ("layer", "width", "rolling", "inclusive")
 }
+MATRIX |= {f"{a}-layer-vit": [*TINY_VIT, *SGD, *UNEVEN, f"algorithm={a}", "transform=inco"] for a in ALGORITHMS if a != "scaffold"}
 MATRIX |= {"random-windows": [*TINY, *SGD, "algorithm=scaffold", "split=rolling", "split.window=random", "transform=none"]}
 MATRIX |= {"static": [*TINY, "split=stage", "split.bn=static", "capacity=resampled"]}
 
@@ -54,11 +55,11 @@ def start(folder: Path, world: int, phases: list[str]) -> dict[str, Any]:
 def test_every_algorithm_on_every_split_on_any_number_of_workers(tmp_path: Path) -> None:
     two = start(tmp_path, 2, ["whole", "part"])
     one = start(tmp_path, 1, ["whole", "rest"])
-    three = start(tmp_path, 3, ["whole"])
+    four = start(tmp_path, 4, ["whole"])
     for name in MATRIX:
         whole = one[f"{name} whole"]
         assert two[f"{name} whole"] == whole, f"{name}: two workers are not one"
-        assert three[f"{name} whole"] == whole, f"{name}: three workers are not one"
+        assert four[f"{name} whole"] == whole, f"{name}: four workers are not one"
         assert one[f"{name} rest"]["weights"] == whole["weights"], f"{name}: a round on two workers and one on one are not two on one"
         assert two[f"{name} part"]["rows"] + one[f"{name} rest"]["rows"] == whole["rows"], name
     # with one client a size, isolated, SCAFFOLD's c is that client's c_i and corrects nothing; all others are methods of their own

@@ -19,7 +19,7 @@ from inco.config.difference import difference
 from inco.config.front import Point, check
 from inco.config.launch import follow_torchrun, lead
 from inco.config.naming import digest, plain
-from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted
+from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted, last_word
 from inco.config.torchrun import under_torchrun
 from inco.config.validate import GROUPS, validate
 from inco.errors import ConfigError, InCoError
@@ -61,6 +61,7 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
         ledger[folder] = error.exit_code
     except KeyboardInterrupt as error:
         how, code = (str(error), PREEMPTED) if isinstance(error, Preempted) else ("interrupted", INTERRUPTED)
+        last_word(code)
         print(f"\n{how}; every checkpointed round is kept. Go on with: {command}", file=sys.stderr, flush=True)
         ledger[folder] = code
         sys.exit(code)

@@ -15,7 +15,7 @@ from inco.arrays import ArrayStore
 from inco.config.naming import digest, identity
 from inco.config.resume import begin, pack, placed, same_run, verdict, wipe
 from inco.config.showing import Showing
-from inco.config.signals import INTERRUPTED, PREEMPTED, Preempted, Stop, stoppable
+from inco.config.signals import INTERRUPTED, INTERRUPTIONS, PREEMPTED, Preempted, Stop, stoppable
 from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
 from inco.config.targets import build
 from inco.config.torchrun import meeting, under_torchrun
@@ -205,7 +205,7 @@ class Session:
             run.simulator.engine.on_client = progress.client
             try:
                 run.simulator.run(state, rounds, listen)
-            except KeyboardInterrupt:
+            except INTERRUPTIONS:
                 if not state.moving and self.record.last_round == state.round > max(self.checkpoints.rounds(), default=0):
                     self._checkpoint(run, state)  # rounds that are done, off the grid
                 raise
@@ -247,11 +247,11 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Leave a summary of an interrupted or failed run, and close the tracker. Never hides `error`."""
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status = "interrupted" if isinstance(error, INTERRUPTIONS) else "failed"
         self.log.error("%s: %s%s", type(error).__name__, error, f"\n{error.detail}" if isinstance(error, WorkerError) else "")
         try:
             rows = self.record.rows()
-            interrupted = PREEMPTED if isinstance(error, Preempted) else INTERRUPTED
+            interrupted = PREEMPTED if isinstance(error, (Preempted, SystemExit)) else INTERRUPTED
             code = error.exit_code if isinstance(error, InCoError) else interrupted if status == "interrupted" else 1
             summary = scores(rows) | {"rounds": len(rows), "wall_s": self._wall_s(), "error": str(error), "exit_code": code}
             ours = self.taken or not self.record.about.exists()  # else a former run's, which was not ours to go on with

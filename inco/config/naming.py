@@ -15,12 +15,20 @@ from inco.config.validate import typed
 
 # What may differ between two sessions of one run: nothing here changes a round's result.
 FREE = ("name", "rounds", "checkpoint_every", "fresh", "engine", "tracker", "experiment", "debug")
+# Settings that came after a release, as `group.setting`, each with the value that does what runs did before it. At that value a setting is
+# no part of what a run is, so the same command finds the folder of the older release and goes on from its checkpoints.
+LATER: dict[str, Any] = {}
 _SHOWN = ("dataset", "model", "split", "algorithm", "transform")
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a result depends on."""
-    return {key: value for key, value in settings.items() if key not in FREE}
+    kept = {key: value for key, value in settings.items() if key not in FREE}
+    for place, before in LATER.items():
+        group, _, name = place.partition(".")
+        if name in (part := kept.get(group, {})) and part[name] == before:
+            kept[group] = {key: value for key, value in part.items() if key != name}
+    return kept
 
 
 def digest(settings: Mapping[str, Any]) -> str:

@@ -15,6 +15,9 @@ GRACE_S = 4.0  # how long a round under way may take to end before it is abandon
 _PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)  # what batch systems send before they take a machine away
 
 
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit)  # the second is how a launcher's own handler of a signal leaves, to be started again
+
+
 class Preempted(KeyboardInterrupt):
     """The run was asked to stop by SIGTERM or SIGUSR1: it can be given again as it is, and goes on."""
 
@@ -84,6 +87,13 @@ def stoppable() -> Iterator[Stop]:
         stop.forget()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def last_word(code: int) -> None:
+    """Let what is left of the process end with `code`, though signals come again while Python is shutting down."""
+    if threading.current_thread() is threading.main_thread():
+        for number in filter(_is_default, (signal.SIGINT, *_PREEMPTING)):
+            signal.signal(number, lambda *_: os._exit(code))
 
 
 def _is_default(number: int) -> bool:

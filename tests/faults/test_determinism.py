@@ -16,7 +16,9 @@ from support import ROOT, read_rows, read_summary, settings_of, simulate, timele
 
 from faults.sitting import ONE, after_round, same_end, sit
 from inco.checkpoint import Checkpoints, State
+from inco.config import naming
 from inco.config.signals import Preempted
+from inco.errors import ConfigError
 
 GOLDEN = ROOT / "tests" / "golden"
 QUICK = json.loads((Path(__file__).with_name("quickstart.json")).read_text())
@@ -103,6 +105,20 @@ def test_r27_a_checkpoint_of_an_older_release_loads(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / "run")) == 3
     if recorder.machine() == said["machine"]:
         assert summary["weights_sha256"] == said["weights_sha256_after_3"]
+
+
+def test_r27_a_setting_that_came_later_changes_no_older_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder's name and its checkpoints are those of a release that did not know the setting, unless the setting is used."""
+    today = settings_of()
+    older = {**today, "uplink": {key: value for key, value in today["uplink"].items() if key != "nonfinite"}}
+    assert naming.digest(today) != naming.digest(older)
+    monkeypatch.setattr(naming, "LATER", {"uplink.nonfinite": "stop"})
+    assert naming.digest(today) == naming.digest(older)
+    sit(tmp_path / "run", rounds=1)
+    assert "nonfinite" not in read_summary(tmp_path / "run")["settings"]["uplink"], "as the older release would have left it"
+    assert sit(tmp_path / "run", rounds=2)["rounds"] == 2
+    with pytest.raises(ConfigError, match="nonfinite"):
+        sit(tmp_path / "run", "uplink.nonfinite=skip", rounds=3)
 
 
 def test_r28_the_quick_start_is_as_recorded() -> None:
