@@ -26,8 +26,13 @@ def write_folder(
     about: bool = True,
     settings: dict[str, Any] | None = None,
     more: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
+    told: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a run's folder: a row a round with the accuracies of both capacities, and what surrounds it."""
+    """Write a run's folder: a row a round with the accuracies of both capacities, and what surrounds it.
+
+    `more` goes into each row, `chosen` into the choices, `told` into about.json.
+    """
     record = RunRecord(folder)
     for number, pair in enumerate(accuracies, 1):
         scores = {f"test/acc/{name}": value for name, value in zip(CAPACITIES, pair, strict=True)}
@@ -37,12 +42,12 @@ def write_folder(
     target = {"none": "inco.server.transforms.Identity"}.get(transform, "inco.server.transforms.InCo")
     every = {"seed": seed, "num_clients": 4, "local": {"lr": 0.1, "betas": [0.9, 0.999]}, "transform": {"_target_": target}}
     every |= settings or {}
-    choices = {"dataset": "digits", "algorithm": "fedavg", "transform": transform, "tracker": "none"}
+    choices = {"dataset": "digits", "algorithm": "fedavg", "transform": transform, "tracker": "none", **(chosen or {})}
     known = {"name": folder.name, "group": "g", "choices": choices, "command": "python run.py", "seed": seed, "rounds": len(accuracies)}
     known |= {"difference": [["local.lr", 0.1, None]], "settings": every, "capacities": CAPACITIES, "classes": ["a", "b", "c"]}
     known |= {"params/small": 1000, "params/large": 2_000_000, "mean_params": 1_000_500, "mean_flops": 5e6, "machine": "Linux x86_64"}
     if about:
-        record.write_about(known)
+        record.write_about(known | (told or {}))
     if status:
         means = [sum(pair) / 2 for pair in accuracies]
         summary = {"status": status, "test/acc": means[-1], "test/acc_best": max(means), "rounds": len(means), "wall_s": 60.0 + seed}

@@ -70,7 +70,7 @@ def test_every_schema_field_has_a_rule_or_a_type_that_says_it_all() -> None:
 
 
 def test_top_level_keys_are_the_contract() -> None:
-    names = {"seed", "rounds", "num_clients", "sample_ratio", "eval_every", "checkpoint_every", "name", "fresh"}
+    names = {"seed", "rounds", "num_clients", "sample_ratio", "eval_every", "checkpoint_every", "name", "fresh", "scale"}
     assert {f.name for f in fields(Root)} == names
     folders = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
     assert folders == {*GROUPS, *OVERLAYS}
@@ -157,7 +157,11 @@ def test_settings_survive_json() -> None:
 
 
 def test_experiments_run_small() -> None:
-    """Every experiment overlay composes with debug=tiny on top."""
+    """Every experiment overlay composes with debug=tiny on top, at both scales."""
     for path in Path(ROOT / "conf" / "experiment").glob("*.yaml"):
-        settings = settings_of(f"experiment={path.stem}", *TINY)
-        assert validate(settings) == [] and settings["rounds"] == 2, path.stem
+        scales = () if path.stem == "quickstart" else ("scale=paper", "scale=mini")
+        told = [settings_of(f"experiment={path.stem}", *scale, "debug=tiny", "dataset=synthetic") for scale in zip(scales)] or [
+            settings_of(f"experiment={path.stem}", *TINY)
+        ]
+        for settings in told:
+            assert validate(settings) == [] and settings["rounds"] == 2, path.stem

@@ -181,6 +181,7 @@ LIGHT = [
     "run",
     "inco",
     "inco.config.cli",
+    "inco.config.gpus",
     "inco.config.naming",
     "inco.config.schema",
     "inco.config.validate",

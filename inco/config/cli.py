@@ -105,6 +105,8 @@ def _facts(cfg: DictConfig, settings: dict[str, Any], hydra: Any, command: str) 
         "method": method,
         "command": command,
         "choices": chosen,
+        "experiment": str(hydra.runtime.choices.get("experiment") or "") or None,
+        "scale": settings["scale"],
         "difference": difference(settings, chosen, conf),
         "files": files,
     }

@@ -63,6 +63,21 @@ def _graphs(settings: Settings) -> Iterable[str]:
         yield "engine.mode=graph with engine.device=cpu: CUDA graphs need a GPU; use engine.mode=auto"
 
 
+def _own_gpus(settings: Settings) -> Iterable[str]:
+    from inco.config.torchrun import under_torchrun  # here: it comes after this module
+
+    engine = settings["engine"]
+    gpus, workers = engine["gpus"], engine["workers"]
+    if gpus is None:
+        return
+    if engine["device"] == "cpu":
+        yield f"engine.gpus={gpus} with engine.device=cpu: a run on the CPU takes no GPU; leave engine.gpus=null, or use engine.device=auto"
+    if workers != "auto" and workers < gpus:
+        yield f"engine.gpus={gpus} with engine.workers={workers}: a GPU without a worker is idle; use engine.gpus={workers}"
+    if under_torchrun():
+        yield f"engine.gpus={gpus} under torchrun: it starts the ranks, not InCo; leave engine.gpus=null, and give it CUDA_VISIBLE_DEVICES"
+
+
 def _synthetic(settings: Settings) -> Iterable[str]:
     dataset = settings["dataset"]
     if dataset["_target_"] != "inco.data.sources.Synthetic":
@@ -123,6 +138,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Settings], Iterable[str]]], 
     (("partition", "capacity", "model"), _files),
     (("dataset",), _synthetic),
     (("engine",), _graphs),
+    (("engine",), _own_gpus),
     (("algorithm", "local"), _plain_sgd),
     (("algorithm", "capacity"), _previous_models),
     (("diagnostics",), _probe_batches),

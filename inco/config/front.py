@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from inco.config.naming import plain
+from inco.config.naming import in_paper, plain
 from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
 from inco.errors import ConfigError, StorageError
 from inco.names import flat
@@ -54,6 +55,9 @@ def check(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
     extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
     points: list[Point] = []
     with initialize_config_dir(config_dir=str(conf), version_base="1.3", job_name="run"):
+        _chosen.cache_clear()  # the folder of options may be another
+        if args.multirun and not problems:
+            overrides = [*_brought(extra, overrides), *overrides]
         for point in _points(overrides, problems):
             try:
                 points.append(_compose(conf, extra, point))
@@ -112,27 +116,41 @@ def _points(overrides: Sequence[Override], problems: dict[str, None]) -> list[li
         return []
 
 
+def _brought(extra: list[str], overrides: Sequence[Override]) -> list[Override]:
+    """Return what an experiment sweeps over by itself (`hydra.sweeper.params`). What is wrong with the rest is told point by point."""
+    fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    try:
+        params = _try_compose([*extra, *fixed]).hydra.sweeper.get("params") or {}
+        return OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    except (ConfigError, HydraException):
+        return []
+
+
 def _expand(overrides: Sequence[Override]) -> list[list[Override]]:
-    """Return the points of a sweep, as Hydra's own sweeper makes them. Ranges that only an optimising sweeper draws from are left out."""
-    parser, choices = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()), []
+    """Return the points of a sweep, as Hydra's own sweeper makes them: the last word on a key holds, at the place of the first.
+
+    Ranges that only an optimising sweeper draws from are left out.
+    """
+    parser, choices = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()), {}
     for override in overrides:
+        key = override.get_key_element()
         if not override.is_sweep_override():
-            choices.append([override])
+            choices[key] = [override]
         elif override.is_discrete_sweep():
             try:
                 lines = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-                choices.append(parser.parse_overrides(lines))
+                choices[key] = parser.parse_overrides(lines)
             except (HydraException, ValueError) as error:
                 raise ConfigError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
             if not lines:
                 raise ConfigError(f"{override.input_line}: there is nothing to sweep over")
-    return [list(point) for point in itertools.product(*choices)]
+    return [list(point) for point in itertools.product(*choices.values())]
 
 
 def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Point:
     """Compose one point and raise ConfigError with all its problems."""
     groups, values, problems = _sort_out(extra, overrides)
-    base = _try_compose(extra + [str(o.input_line) for o in groups])
+    base = _chosen((*extra, *(str(o.input_line) for o in groups)))
     keep = list(groups)
     for override in values:
         problem = _unknown(conf, base, override)
@@ -142,9 +160,9 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
             keep.append(override)
     try:
         cfg = _try_compose(extra + [str(o.input_line) for o in keep])
+        HydraConfig.instance().set_config(cfg)  # what the settings are made of asks for the choices
         problems += validate(plain(cfg))
-        HydraConfig.instance().set_config(cfg)
-        problems += _name_problems(cfg.name)
+        problems += _name_problems(cfg.name) + _scale_problems(cfg)
         where = "" if problems else _folder(cfg, overrides)
         if not problems and not where.strip():
             problems.append("hydra.run.dir=: it names no folder; give one, or leave it out")
@@ -161,10 +179,21 @@ def _name_problems(name: Any) -> list[str]:
     return [] if good else [f"name={name}: it names a folder below outputs/; use letters, digits, - and _, and none of {', '.join(_TAKEN)}"]
 
 
+def _scale_problems(cfg: DictConfig) -> list[str]:
+    told = "only experiments of the paper have scales (experiment=table..., figure..., see docs/paper.md); leave it out, or choose one"
+    return [] if cfg.scale not in ("paper", "mini") or in_paper() else [f"scale={cfg.scale}: {told}"]
+
+
 def _folder(cfg: DictConfig, overrides: Sequence[Override]) -> str:
     if any(o.key_or_group == "hydra.run.dir" for o in overrides):
         return str(cfg.hydra.run.dir)
     return os.path.join(str(cfg.hydra.sweep.dir), str(cfg.name))
+
+
+@lru_cache(maxsize=64)
+def _chosen(lines: tuple[str, ...]) -> DictConfig:
+    """Return what choices alone compose to. Points of a sweep share them, and composing takes a tenth of a second."""
+    return _try_compose(list(lines))
 
 
 def _try_compose(lines: list[str]) -> DictConfig:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inco.arrays import ArrayStore
+from inco.config.gpus import claimed
 from inco.config.naming import digest, identity
 from inco.config.resume import begin, pack, placed, same_run, verdict, wipe
 from inco.config.showing import Showing
@@ -76,6 +77,7 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
             return done | {"already": True}
         log = stack.enter_context(setup_log(folder))
         stop = stack.enter_context(stoppable())
+        stack.enter_context(claimed(settings, stop))  # before torch is imported
         if met:
             met.tell(True)
         for left in range(0 if met else settings["engine"]["retry"], -1, -1):  # under torchrun the ranks are not ours to start again

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from inco.config.validate import typed
 
 # What may differ between two sessions of one run: nothing here changes a round's result.
-FREE = ("name", "rounds", "checkpoint_every", "fresh", "engine", "tracker", "experiment", "debug")
+FREE = ("name", "rounds", "checkpoint_every", "fresh", "scale", "engine", "tracker", "experiment", "debug")
 # Settings that came after a release, as `group.setting`, each with the value that does what runs did before it. At that value a setting is
 # no part of what a run is, so the same command finds the folder of the older release and goes on from its checkpoints.
 LATER: dict[str, Any] = {}
@@ -51,13 +51,18 @@ def _run_name(*, _root_: DictConfig) -> str:
     return "-".join([*words, f"s{settings['seed']}", digest(settings)])
 
 
-def _in_paper() -> bool:
+def in_paper() -> bool:
     """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or figures."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return re.match(r"(table|figure)\d", str(choices.get("experiment") or "")) is not None
 
 
+def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
+    return mini if _root_.scale == "mini" else paper
+
+
 def register() -> None:
-    """Make `${run_name:}` and `${in_paper:}` known to OmegaConf."""
+    """Make `${run_name:}`, `${in_paper:}` and `${at_scale:PAPER,MINI}` known to OmegaConf."""
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("in_paper", _in_paper, replace=True)
+    OmegaConf.register_new_resolver("in_paper", in_paper, replace=True)
+    OmegaConf.register_new_resolver("at_scale", _at_scale, replace=True)

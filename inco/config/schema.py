@@ -40,6 +40,7 @@ class Root:
     checkpoint_every: int = ruled(COUNT)
     name: str = MISSING
     fresh: bool = MISSING
+    scale: str | None = ruled(null_or(one_of("paper", "mini")))
 
 
 @dataclass
@@ -259,6 +260,7 @@ class AllDiagnostics(CKADiagnostics):
 class EngineSettings:
     workers: Any = ruled(INTEGER_OR_AUTO)
     device: str = ruled(one_of("auto", "cpu", "cuda"))
+    gpus: int | None = ruled(null_or(COUNT))
     mode: str = ruled(one_of("auto", "eager", "graph"))
     retry: int = ruled(at_least(0))
     profile: bool = MISSING

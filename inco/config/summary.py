@@ -35,7 +35,7 @@ def header(run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapp
 def about(run: Assembly, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a run from its start on: what about.json holds."""
     return {
-        **{key: facts[key] for key in ("name", "group", "tags", "choices", "command", "difference")},
+        **{key: facts[key] for key in ("name", "group", "tags", "choices", "experiment", "scale", "command", "difference")},
         "seed": settings["seed"],
         "digest": digest(settings),
         "rounds": settings["rounds"],

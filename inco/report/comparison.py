@@ -12,6 +12,7 @@ from inco.errors import ConfigError
 from inco.record import atomic_write
 from inco.report import facts, groups
 from inco.report.band import band
+from inco.report.beside import Beside, beside
 from inco.report.groups import Gain, Group
 from inco.report.markup import Html, html, tag
 from inco.report.page import HINT, Section, document, section, sections, table
@@ -33,12 +34,13 @@ def write_comparison(runs: Sequence[Run], out: Path, title: str) -> list[Path]:
         raise ConfigError("no runs to compare: give the folders of some, or one above them, as outputs/")
     found = groups.group(runs)
     gains = groups.gains(found)
+    theirs = beside(found, gains)
     contents = {
-        "comparison.html": comparison_html(found, gains, Path(out), title),
-        "comparison.csv": as_csv([_csv_row(one, found, gains) for one in found]),
+        "comparison.html": comparison_html(found, gains, theirs, Path(out), title),
+        "comparison.csv": as_csv([_csv_row(one, found, gains) | theirs.columns(one) for one in found]),
         "comparison_runs.csv": as_csv([_csv_run(run, one) for one in found for run in one.runs]),
-        "comparison.md": comparison_markdown(found, gains, title),
-        "comparison.tex": comparison_latex(found, gains),
+        "comparison.md": comparison_markdown(found, gains, theirs, title),
+        "comparison.tex": comparison_latex(found, gains, theirs),
     }
     for name, text in contents.items():
         atomic_write(Path(out) / name, text)
@@ -87,18 +89,18 @@ def gain_table(gains: Sequence[Gain]) -> Table:
     return Table("Gain over the same settings with transform=none, paired by seed", heads, rows, signed=True)
 
 
-def comparison_markdown(found: Sequence[Group], gains: Sequence[Gain], title: str) -> str:
+def comparison_markdown(found: Sequence[Group], gains: Sequence[Gain], theirs: Beside, title: str) -> str:
     """Return the tables as Markdown."""
     parts = [f"# {as_markdown(' '.join(title.split()))}\n", main_table(found).markdown(), as_markdown(_left_out(found))]
     if gains:
         parts += ["Gain over the same settings with `transform=none`, paired by seed:\n", gain_table(gains).markdown(), _caution(gains)]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part for part in (*parts, *theirs.markdown()) if part)
 
 
-def comparison_latex(found: Sequence[Group], gains: Sequence[Gain]) -> str:
+def comparison_latex(found: Sequence[Group], gains: Sequence[Gain], theirs: Beside) -> str:
     """Return the tables as LaTeX."""
     tables = [main_table(found), *([gain_table(gains)] if gains else [])]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(one.latex() for one in tables)
+    return "% needs \\usepackage{booktabs}\n" + "\n".join([*(one.latex() for one in tables), *theirs.latex()])
 
 
 def _left_out(found: Sequence[Group]) -> str:
@@ -114,15 +116,17 @@ def _caution(gains: Sequence[Gain]) -> str:
     return f"p: exact sign-flip permutation test, two-sided, not corrected for the number of comparisons.{rest}\n"
 
 
-def comparison_html(found: Sequence[Group], gains: Sequence[Gain], out: Path, title: str) -> str:
+def comparison_html(found: Sequence[Group], gains: Sequence[Gain], theirs: Beside, out: Path, title: str) -> str:
     """Return the page."""
     data: dict[str, Any] = {"charts": {}, "maps": {}}
     runs = [(run, one) for one in found for run in one.runs]
     finished = sum(run.status == "finished" for run, _ in runs)
     told = f"{plural(len(runs), 'run')} in {plural(len(found), 'group')}; {finished} finished. A group's runs differ in their seed alone."
     links = [tag("a", name, href=name) for name in _FILES]
-    head = tag("header", tag("h1", title), tag("p", told, class_="lead"), tag("p", _spaced(links), class_="files"), _filter(gains, found))
-    parts = [_groups(found), _gains(gains), _curves(found, data), _runs(runs, out), _common(found)]
+    head = tag(
+        "header", tag("h1", title), tag("p", told, class_="lead"), tag("p", _spaced(links), class_="files"), _filter(gains, found, theirs)
+    )
+    parts = [_groups(found), _gains(gains), theirs.section(), _curves(found, data), _runs(runs, out), _common(found)]
     foot = tag("footer", tag("p", f"Click a head to sort. {HINT}"))
     return document(f"{title} \N{MIDDLE DOT} InCo", [head, sections(parts), foot], data)
 
@@ -131,8 +135,8 @@ def _spaced(parts: Sequence[Html]) -> Html:
     return html(*(html(" \N{MIDDLE DOT} " if k else "", part) for k, part in enumerate(parts)))
 
 
-def _filter(gains: Sequence[Gain], found: Sequence[Group]) -> Html:
-    names = ["groups", *(groups.MEASURES if capacity_table(found, "last") else ()), *(["gains"] if gains else []), "runs"]
+def _filter(gains: Sequence[Gain], found: Sequence[Group], theirs: Beside) -> Html:
+    names = ["groups", *(groups.MEASURES if capacity_table(found, "last") else ()), *(["gains"] if gains else []), *theirs.tables(), "runs"]
     tables = " ".join(f"{name}-table" for name in names)
     box = tag("input", type="search", id="filter", aria_controls=tables, placeholder="words, as inco 0.5", autocomplete="off")
     told = tag("output", id="filter-told", for_="filter", aria_live="polite")

@@ -62,6 +62,17 @@ class Group:
         return list(found.values())
 
     @property
+    def experiment(self) -> str | None:
+        """The experiment of the paper that its runs are of (table2_resnet): the first that one names; None of other runs."""
+        named = (str(run.about.get("experiment") or "") for run in self.runs)
+        return next((name for name in named if name.startswith(("table", "figure"))), None)
+
+    @property
+    def scale(self) -> str:
+        """At which scale its experiment is: paper, or mini."""
+        return str(next((run.about["scale"] for run in self.runs if run.about.get("scale")), "paper"))
+
+    @property
     def left_out(self) -> list[str]:
         """Say which runs are not counted, and why."""
         others = [run for run in self.runs if run not in self.counted]
@@ -128,10 +139,11 @@ def gains(groups: Sequence[Group]) -> list[Gain]:
     """Return the gains of each group over the base that has all the same but the transform, paired by seed."""
     bases = {one.but_transform(): one for one in groups if one.is_base()}
     pairs = [(one, bases[one.but_transform()]) for one in groups if not one.is_base() and one.but_transform() in bases]
-    return [Gain(one, base, name, _paired(one, base, key)) for one, base in pairs for name, key in MEASURES.items()]
+    return [Gain(one, base, name, paired(one, base, key)) for one, base in pairs for name, key in MEASURES.items()]
 
 
-def _paired(one: Group, base: Group, key: str) -> dict[Any, float]:
+def paired(one: Group, base: Group, key: str) -> dict[Any, float]:
+    """Return the differences of a number of the summary, by seed."""
     ours, theirs = ({seed(run): run.summary[key] for run in side.counted if run.summary.get(key) is not None} for side in (one, base))
     return {s: ours[s] - theirs[s] for s in ours if s is not None and s in theirs}
 

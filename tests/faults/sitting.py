@@ -20,7 +20,7 @@ ONE = (*TINY, "engine.workers=1")
 
 def facts(folder: Path) -> dict[str, Any]:
     """What the command line tells a run about itself."""
-    more: dict[str, Any] = {"choices": {}, "difference": {}, "files": {"config.yaml": "seed: 0\n"}}
+    more: dict[str, Any] = {"choices": {}, "experiment": None, "scale": None, "difference": {}, "files": {"config.yaml": "seed: 0\n"}}
     return {"name": folder.name, "group": "faults", "tags": [], "method": "", "command": "python run.py", **more}
 
 
