@@ -17,7 +17,7 @@ from inco.config.validate import typed
 FREE = ("name", "rounds", "checkpoint_every", "fresh", "scale", "engine", "tracker", "experiment", "debug")
 # Settings that came after a release, as `group.setting`, each with the value that does what runs did before it. At that value a setting is
 # no part of what a run is, so the same command finds the folder of the older release and goes on from its checkpoints.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {"dataset.test_drop_last": None}
 _SHOWN = ("dataset", "model", "split", "algorithm", "transform")
 
 

@@ -65,6 +65,7 @@ class Synthetic(Source):
 @dataclass
 class Rooted(Source):
     root: str | None = MISSING
+    test_drop_last: int | None = ruled(null_or(COUNT))
 
 
 @dataclass

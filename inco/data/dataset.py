@@ -50,10 +50,12 @@ class Source(ABC):
     blank_images: bool = False
     known_digest: str | None = None
 
-    def __init__(self, root: str | None = None, transforms: str = "published") -> None:
+    def __init__(self, root: str | None = None, transforms: str = "published", test_drop_last: int | None = None) -> None:
         if transforms not in VARIANTS:
             raise ConfigError(f"dataset.transforms={transforms!r}: must be published or corrected; use dataset.transforms=published")
-        self.root, self.transforms = root, transforms
+        if test_drop_last is not None and test_drop_last < 1:
+            raise ConfigError(f"dataset.test_drop_last={test_drop_last}: a batch has at least 1 image; use 512, or null to score all images")
+        self.root, self.transforms, self.test_drop_last = root, transforms, test_drop_last
 
     @property
     def num_classes(self) -> int:
@@ -75,7 +77,7 @@ class Source(ABC):
                 f"dataset={self.name}{self.where()}: the content has sha256 {digest}, and the original {self.known_digest}: "
                 f"a file is damaged or another dataset under this name; fetch it again or set dataset.root to a good copy"
             )
-        return Dataset(self.name, *splits, self.classes, digest)
+        return Dataset(self.name, splits[0], self._scored(splits[1]), self.classes, digest)
 
     @abstractmethod
     def read(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -88,6 +90,18 @@ class Source(ABC):
     def recipe(self, family: str, image_size: int | None) -> Recipe:
         """Return the transforms for a model `family` (resnet, vit); `image_size` in pixels, None for the usual one."""
         return make_recipe(self.name, self.shape, family, image_size, self.transforms)
+
+    def _scored(self, test: Images) -> Images:
+        """Return the test images that count: all, or without the last batch of `test_drop_last` images if it is not full."""
+        if self.test_drop_last is None:
+            return test
+        kept = len(test.labels) // self.test_drop_last * self.test_drop_last
+        if not kept:
+            raise DataError(
+                f"dataset.test_drop_last={self.test_drop_last}: there are {len(test.labels):,} test images, and none would be scored; "
+                "use a smaller batch, or null"
+            )
+        return Images(test.images[:kept], test.labels[:kept])
 
     def _verify(self, splits: tuple[Images, Images]) -> None:
         """Raise DataError with all that is wrong with the content of the two splits."""

@@ -18,8 +18,10 @@ def data_root(root: str | None) -> Path:
 class Downloadable(Source):
     """A source that torchvision can download when `dataset.download` says so."""
 
-    def __init__(self, root: str | None = None, transforms: str = "published", download: bool = False) -> None:
-        super().__init__(root, transforms)
+    def __init__(
+        self, root: str | None = None, transforms: str = "published", download: bool = False, test_drop_last: int | None = None
+    ) -> None:
+        super().__init__(root, transforms, test_drop_last)
         self.download = download
 
     def check(self) -> None:

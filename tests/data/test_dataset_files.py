@@ -14,7 +14,7 @@ import torch
 from inco.data.dataset import digest_of
 from inco.data.readers import read_idx
 from inco.data.sources import CIFAR10, CIFAR_CLASSES, SVHN, FashionMNIST
-from inco.errors import DataError
+from inco.errors import ConfigError, DataError
 
 DEBIAN = FashionMNIST.debian
 
@@ -203,3 +203,17 @@ def test_svhn_mat_files_and_label_ten(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "test_32x32.mat").write_bytes(b"")
     with pytest.raises(DataError, match=r"test_32x32\.mat: has md5"):
         SmallSVHN(str(tmp_path)).load()
+
+
+def test_a_last_test_batch_that_is_not_full_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the published code does; the digest stays that of the whole content. All are scored unless asked."""
+    images = svhn(tmp_path, monkeypatch)
+    whole = SmallSVHN(str(tmp_path)).load()
+    for batch, kept in ((5, 10), (12, 12), (1, 12)):
+        dataset = SmallSVHN(str(tmp_path), test_drop_last=batch).load()
+        assert np.array_equal(dataset.test.images.numpy(), images["test"][:kept]) and len(dataset.test.labels) == kept
+        assert dataset.digest == whole.digest and len(dataset.train.labels) == 24
+    with pytest.raises(DataError, match="12 test images, and none would be scored"):
+        SmallSVHN(str(tmp_path), test_drop_last=13).load()
+    with pytest.raises(ConfigError, match="at least 1 image"):
+        SmallSVHN(str(tmp_path), test_drop_last=0)

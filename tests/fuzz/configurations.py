@@ -136,13 +136,17 @@ def fuzz(count: int, seed: int, runs: int) -> Report:
             report.faults[key] = shrunk(fault, key)
     with tempfile.TemporaryDirectory() as place:
         done = 0
-        while done < runs:
+        for _ in range(50 * runs):  # about half of such lines are valid
+            if done == runs:
+                break
             folder = Path(place) / f"run{done}"
             argv, tried = [*mild_line(rng), f"hydra.run.dir={folder}"], Report()
             check_one(tried, argv)
             if tried.ends["valid"]:
                 done += 1
                 run_one(report, argv, folder)
+    if done < runs:
+        report.ends["runs that no valid line was found for"] += runs - done
     return report
 
 
