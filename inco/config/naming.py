@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from inco.config.validate import typed
 
@@ -58,7 +58,8 @@ def in_paper() -> bool:
 
 
 def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
-    return mini if _root_.scale == "mini" else paper
+    chosen = mini if _root_.scale == "mini" else paper
+    return OmegaConf.create(list(chosen)) if isinstance(chosen, list | ListConfig) else chosen  # a plain list cannot be resolved in place
 
 
 def register() -> None:
