@@ -33,7 +33,7 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str], ledger:
     try:
         checked = check(conf, argv)
     except InCoError as error:
-        print(_message(error), file=sys.stderr)
+        print(message(error), file=sys.stderr)
         return error.exit_code
     points, sweep = checked or ([], False)
     try:
@@ -57,7 +57,7 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
             return None
         summary = lead(settings, folder, _facts(cfg, settings, hydra, command))
     except InCoError as error:
-        print(_message(error, "; this run has not started"), file=sys.stderr, flush=True)
+        print(message(error, "; this run has not started"), file=sys.stderr, flush=True)
         ledger[folder] = error.exit_code
     except KeyboardInterrupt as error:
         how, code = (str(error), PREEMPTED) if isinstance(error, Preempted) else ("interrupted", INTERRUPTED)
@@ -125,7 +125,7 @@ def _close(summary: dict[str, Any], folder: Path, command: str) -> None:
     closing(folder, command)
 
 
-def _message(error: InCoError, so: str = "; nothing has been run") -> str:
+def message(error: InCoError, so: str = "; nothing has been run") -> str:
     if isinstance(error, ConfigError):
         count = len(error.problems)
         head = "1 problem" if count == 1 else f"{count} problems"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ _TAKEN = ("wandb", "tensorboard", "sweeps")  # folders beside those of runs
 
 @dataclass(frozen=True)
 class Point:
-    """One job of a command line: its overrides and the folder that its record goes to."""
+    """One job of a command line: its overrides, the folder that its record goes to, and its settings."""
 
     overrides: tuple[str, ...]
     folder: Path
+    settings: Mapping[str, Any] = field(hash=False)
 
 
 def check(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
@@ -161,7 +162,8 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
     try:
         cfg = _try_compose(extra + [str(o.input_line) for o in keep])
         HydraConfig.instance().set_config(cfg)  # what the settings are made of asks for the choices
-        problems += validate(plain(cfg))
+        settings = plain(cfg)
+        problems += validate(settings)
         problems += _name_problems(cfg.name) + _scale_problems(cfg)
         where = "" if problems else _folder(cfg, overrides)
         if not problems and not where.strip():
@@ -171,7 +173,7 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
         problems += error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
     if problems:
         raise ConfigError(problems)
-    return Point(tuple(str(o.input_line) for o in overrides if not _is_hydra(o)), folder)
+    return Point(tuple(str(o.input_line) for o in overrides if not _is_hydra(o)), folder, settings)
 
 
 def _name_problems(name: Any) -> list[str]:

@@ -54,7 +54,7 @@ class Source(ABC):
         if transforms not in VARIANTS:
             raise ConfigError(f"dataset.transforms={transforms!r}: must be published or corrected; use dataset.transforms=published")
         if test_drop_last is not None and test_drop_last < 1:
-            raise ConfigError(f"dataset.test_drop_last={test_drop_last}: a batch has at least 1 image; use 512, or null to score all images")
+            raise ConfigError(f"dataset.test_drop_last={test_drop_last}: a batch has at least 1 image; use 512, or null to score all")
         self.root, self.transforms, self.test_drop_last = root, transforms, test_drop_last
 
     @property
