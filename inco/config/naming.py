@@ -63,7 +63,7 @@ def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
 
 
 def register() -> None:
-    """Make `${run_name:}`, `${in_paper:}` and `${at_scale:PAPER,MINI}` known to OmegaConf."""
+    """Make `${run_name:}`, `${in_paper:}` (or `${in_paper:THERE,ELSEWHERE}`) and `${at_scale:PAPER,MINI}` known to OmegaConf."""
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("in_paper", in_paper, replace=True)
+    OmegaConf.register_new_resolver("in_paper", lambda there=True, else_=False: there if in_paper() else else_, replace=True)
     OmegaConf.register_new_resolver("at_scale", _at_scale, replace=True)
