@@ -36,6 +36,12 @@ def composed(group: str, option: str) -> dict:
     return settings_of(f"{group}={option}", *NEEDS.get(option, []), *(["split=layer"] if option.startswith("vit") else []))
 
 
+@pytest.mark.parametrize("words", ["model.pretrained", "partition=fixed partition.path", "capacity=file capacity.path"])
+def test_names_that_no_file_system_takes_are_no_files(words: str) -> None:
+    problems = validate(settings_of(*f"{words}={'x' * 5000}".split()))
+    assert len(problems) == 1 and "no such file" in problems[0]
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_is_valid(group: str, option: str) -> None:
     assert group in (*GROUPS, *OVERLAYS), "a folder of conf/ that no group reads"

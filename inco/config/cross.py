@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from inco.config.cross_splits import SPLIT_RULES
@@ -50,10 +50,10 @@ def _ablations(settings: Settings) -> Iterable[str]:
 def _files(settings: Settings) -> Iterable[str]:
     for group, key in (("partition", "path"), ("capacity", "path")):
         path = settings[group].get(key)
-        if path and not Path(path).is_file():
+        if path and not os.path.isfile(path):  # unlike Path.is_file it takes a name that no file system takes for one that is not there
             yield f"{group}.{key}={path}: no such file"
     weights = settings["model"].get("pretrained")
-    if isinstance(weights, str) and not Path(weights).is_file():
+    if isinstance(weights, str) and not os.path.isfile(weights):
         yield f"model.pretrained={weights}: no such file; use true (published weights), false, or the path of a file"
 
 
