@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import ROOT, TINY, read_summary
+from test_interruptions import heard
 
 from inco.errors import ConfigError
 from inco.local import SGD
@@ -261,7 +262,8 @@ def test_a_planner_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
 def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "inco.plan", "--conf", str(CONF)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, preexec_fn=heard, **pipes)
     assert process.stderr is not None and "measuring 1/1" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=30)
