@@ -200,7 +200,8 @@ def test_absent_partition_files_are_replaced_by_draws() -> None:
         plan_jobs(CONF, ["partition=fixed", "partition.path=nowhere.npy", "local.lr=-1"])
 
 
-def test_a_partition_file_that_an_experiment_names() -> None:
+def test_a_partition_file_that_an_experiment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCO_OFFICIAL_PARTITIONS", str(tmp_path))  # a folder without the file, also where somebody has the published ones
     jobs = plan_jobs(CONF, ["experiment=table2_resnet_official", "scale=mini", "algorithm=fedavg", "transform=none", "seed=0"])
     assert [job.settings["partition"]["alpha"] for job in jobs] == [0.5] and "hetero-fix-100-0.5.npy: no such file" in jobs[0].note
 
