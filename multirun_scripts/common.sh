@@ -29,6 +29,8 @@ sweeps() {
     found=$(python -m inco.plan --folders "experiment=$experiment" "$@") || exit $?
     while IFS= read -r folder; do if [ -e "$folder" ]; then folders+=("$folder"); fi; done <<< "$found"
   done
-  python -m inco.report "${folders[@]}" --out "outputs/$name" || exit $?
+  if [ ${#folders[@]} -gt 1 ]; then  # one run has its report.html
+    python -m inco.report "${folders[@]}" --out "outputs/$name" || exit $?
+  fi
   return "$status"
 }

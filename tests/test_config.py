@@ -22,8 +22,7 @@ WIRING = {"family", "shape", "num_classes", "num_clients", "num_levels", "seed"}
 A_FILE = ROOT / "run.py"  # validation looks no further than whether it is there
 NEEDS = {
     "fixed": [f"partition.path={A_FILE}"],
-    "table2_resnet_official": [f"partition.path={A_FILE}"],
-    "table2_resnet_official_moon": [f"partition.path={A_FILE}"],
+    **{f"table2_{model}_official{moon}": [f"partition.path={A_FILE}"] for model in ("resnet", "vit") for moon in ("", "_moon")},
     "file": [f"capacity.path={A_FILE}"],
     "layer": ["model=vit_tiny"],
     "scaffold": ["local=sgd", "local.momentum=0"],

@@ -35,6 +35,13 @@ def test_the_last_word_on_a_setting_holds() -> None:
     assert points("seed=0,1", "seed=2") == [("seed=2",)]
 
 
+@pytest.mark.parametrize("words", [("experiment=table2_resnet,table2_resnet_moon",), ("experiment=figure8", "scale=paper,mini")])
+def test_one_experiment_at_one_scale_at_a_time(words: tuple[str, ...]) -> None:
+    """Each would need a sweep of its own: nothing is left out in silence."""
+    with pytest.raises(ConfigError, match="brings a sweep of its own; start them one after the other"):
+        check(CONF, ["-m", *words])
+
+
 def test_without_m_it_is_one_cell(type_command) -> None:
     done = type_command("experiment=table2_resnet", "scale=mini", "--cfg", "job", "--resolve")
     assert done.returncode == 0 and re.search(r"^rounds: 30$", done.stdout, re.M), done.stderr
@@ -63,6 +70,27 @@ def test_the_published_settings() -> None:
         case = settings_of(f"experiment=table1_resnet_{name}")
         assert (case["num_clients"], case["sample_ratio"], case["rounds"]) == (10, 1.0, rounds)
         assert case["split"]["_target_"].endswith(split) and case["model"]["blocks"] == blocks
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+def test_each_dataset_has_its_published_index_files(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCO_OFFICIAL_PARTITIONS", str(tmp_path))
+    names = {"fashion_mnist": "", "svhn": "SVHN_", "cifar10": "", "cinic10": "cinic10_"}
+    for prefix in names.values():
+        for alpha in (0.5, 1.0):
+            (tmp_path / f"{prefix}hetero-fix-100-{alpha}.npy").touch()
+    found = check(CONF, ["-m", f"experiment=table2_{family}_official", "algorithm=fedavg", "transform=inco", "seed=0"])
+    assert found is not None
+    paths = [(point.settings["dataset"]["_target_"].rpartition(".")[2].lower(), point.settings["partition"]["path"]) for point in found[0]]
+    expected = [
+        (name.replace("_", ""), f"{tmp_path}/{prefix}hetero-fix-100-{alpha}.npy") for name, prefix in names.items() for alpha in (0.5, 1.0)
+    ]
+    assert paths == expected
+
+
+def test_systems_without_inco_are_cells_without_it() -> None:
+    for name in ("table3_alllarge", "table3_allsmall", "table1_resnet_iid_homo"):
+        assert settings_of(f"experiment={name}")["transform"]["_target_"].endswith("Identity")
 
 
 def test_scales_differ_in_what_costs_time_alone() -> None:

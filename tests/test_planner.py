@@ -200,10 +200,12 @@ def test_absent_partition_files_are_replaced_by_draws() -> None:
         plan_jobs(CONF, ["partition=fixed", "partition.path=nowhere.npy", "local.lr=-1"])
 
 
-def test_a_partition_file_that_an_experiment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INCO_OFFICIAL_PARTITIONS", str(tmp_path))  # a folder without the file, also where somebody has the published ones
-    jobs = plan_jobs(CONF, ["experiment=table2_resnet_official", "scale=mini", "algorithm=fedavg", "transform=none", "seed=0"])
-    assert [job.settings["partition"]["alpha"] for job in jobs] == [0.5] and "hetero-fix-100-0.5.npy: no such file" in jobs[0].note
+@pytest.mark.parametrize("words", [[], ["dataset=fashion_mnist", "partition.path=hetero-fix-100-0.5.npy,hetero-fix-100-1.0.npy"]])
+def test_partition_files_that_an_experiment_names(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCO_OFFICIAL_PARTITIONS", str(tmp_path))  # a folder without the files, also where somebody has the published ones
+    jobs = plan_jobs(CONF, ["experiment=table2_resnet_official", "algorithm=fedavg", "transform=none", "seed=0", *words])
+    assert [job.settings["partition"]["alpha"] for job in jobs] == [0.5, 1.0] * (1 if words else 4)
+    assert "no such file; counted with" in jobs[0].note and ("/SVHN_hetero-fix-100-1.0.npy" in jobs[0].note) == (not words)
 
 
 def test_folders_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -62,8 +63,15 @@ def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
     return OmegaConf.create(list(chosen)) if isinstance(chosen, list | ListConfig) else chosen  # a plain list cannot be resolved in place
 
 
+def _published_partition(alpha: Any, *, _root_: DictConfig) -> str:
+    """Return the path of a dataset's published file; Fashion-MNIST's runs had CIFAR-10's, which has no prefix."""
+    prefix = {"SVHN": "SVHN_", "CINIC10": "cinic10_"}.get(str(_root_.dataset._target_).rpartition(".")[2], "")
+    return os.path.join(os.environ.get("INCO_OFFICIAL_PARTITIONS") or "fix_distribution", f"{prefix}hetero-fix-100-{float(alpha)}.npy")
+
+
 def register() -> None:
-    """Make `${run_name:}`, `${in_paper:}` (or `${in_paper:THERE,ELSEWHERE}`) and `${at_scale:PAPER,MINI}` known to OmegaConf."""
+    """Make `${run_name:}`, `${in_paper:}` (or `${in_paper:THERE,ELSEWHERE}`), `${at_scale:PAPER,MINI}` and `${published_partition:ALPHA}` known."""
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("in_paper", lambda there=True, else_=False: there if in_paper() else else_, replace=True)
     OmegaConf.register_new_resolver("at_scale", _at_scale, replace=True)
+    OmegaConf.register_new_resolver("published_partition", _published_partition, replace=True)

@@ -219,8 +219,11 @@ def require(figure: str, runs: Iterable[Run], has: Callable[[Run], bool], what: 
 
 
 def command(run: Run, *words: str) -> str:
-    """Return a run's command with other words for some of its settings; words of a group take the place of the group's own."""
-    ours = {word.partition("=")[0] for word in words}
+    """Return a run's command with other words for some of its settings; words of a group take the place of the group's own.
+
+    Its name and folder are left out: they are those of the run as it was.
+    """
+    ours = {"name", "hydra.run.dir", *(word.partition("=")[0] for word in words)}
     told = shlex.split(str(run.about.get("command", "python run.py ...")))
     kept = [w for w in told if w.partition("=")[0] not in ours and not ("." in w and w.partition(".")[0] in ours)]
     return shlex.join([*kept, *words]).replace("'...'", "...")

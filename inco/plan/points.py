@@ -80,7 +80,10 @@ def plan_jobs(conf: Path, words: Sequence[str], config_dir: str | None = None) -
         checked = check(conf, ["-m", *extra, *words])
     except ConfigError as error:
         words, note = _without_files(words, error)
-        checked = check(conf, ["-m", *extra, *words])
+        try:
+            checked = check(conf, ["-m", *extra, *words])
+        except ConfigError:  # an experiment names the file
+            checked = check(conf, ["-m", *extra, *words, "~partition.path"])
     if checked is None:
         raise ConfigError("a plan is made of overrides alone; leave Hydra's own options (--cfg, --info, --config-name, ...) out")
     return [Job(point.overrides, point.folder, point.settings, _done(point.settings, point.folder), note) for point in checked[0]]
@@ -97,9 +100,8 @@ def _without_files(words: Sequence[str], error: ConfigError) -> tuple[list[str],
         raise error
     alphas = sorted({match[1] if (match := re.search(r"-(\d+\.\d+)\.", path)) else "0.5" for path in missing})
     kept = [word for word in words if not word.startswith(("partition=", "partition.path="))]
-    own = [] if any(word.startswith("partition.path=") for word in words) else ["~partition.path"]  # it came with an experiment
     note = f"{', '.join(missing)}: no such file; counted with a Dirichlet partition (alpha {', '.join(alphas)})"
-    return [*kept, "partition=dirichlet", f"partition.alpha={','.join(alphas)}", *own], note
+    return [*kept, "partition=dirichlet", f"partition.alpha={','.join(alphas)}"], note
 
 
 def _done(settings: Mapping[str, Any], folder: Path) -> int:
