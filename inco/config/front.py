@@ -81,7 +81,7 @@ def _misplaced(overrides: Sequence[Override], multirun: bool) -> list[str]:
             found.append(f"{override.input_line}: several values make a sweep; add -m")
         if multirun and override.key_or_group == "hydra.run.dir":
             found.append(f"{override.input_line}: a sweep makes a folder for each job; use hydra.sweep.dir, or leave it out")
-        if multirun and override.is_sweep_override() and re.match(r"scale=|experiment=.*(table|figure)", override.input_line):
+        if multirun and override.is_sweep_override() and re.match(r"scale=|experiment=.*(table|figure)", str(override.input_line)):
             found.append(f"{override.input_line}: an experiment of the paper brings a sweep of its own; start them one after the other")
         if override.key_or_group == "hydra.job.chdir" and override.value():
             found.append(f"{override.input_line}: relative paths would change their meaning; leave it out")

@@ -70,7 +70,7 @@ def _published_partition(alpha: Any, *, _root_: DictConfig) -> str:
 
 
 def register() -> None:
-    """Make `${run_name:}`, `${in_paper:}` (or `${in_paper:THERE,ELSEWHERE}`), `${at_scale:PAPER,MINI}` and `${published_partition:ALPHA}` known."""
+    """Make known `${run_name:}`, `${in_paper:THERE,ELSEWHERE}`, `${at_scale:PAPER,MINI}` and `${published_partition:ALPHA}`."""
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("in_paper", lambda there=True, else_=False: there if in_paper() else else_, replace=True)
     OmegaConf.register_new_resolver("at_scale", _at_scale, replace=True)
