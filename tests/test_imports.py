@@ -33,6 +33,7 @@ ROWS = (
         "inco.flat",
         "inco.seeding",
         "inco.errors",
+        "inco.machine",
         "inco.processes",
         "inco.names",
         "inco.allocator",

@@ -1,7 +1,6 @@
-"""Record what R27 and R28 compare with: `python tests/faults/record.py quickstart`, `python tests/faults/record.py checkpoint FOLDER`.
+"""Record what R27 compares with: `python tests/faults/record.py FOLDER`.
 
-The first only with a sentence that says why the numbers change. The second once a release, with the release's own code and a new folder
-beside `tests/golden/checkpoint_0_1`, which stays as it is.
+Once a release, with the release's own code and a new folder beside `tests/golden/checkpoint_0_1`, which stays as it is.
 """
 
 from __future__ import annotations
@@ -16,23 +15,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch  # noqa: E402
-from support import simulate, timeless  # noqa: E402
 
 from faults.sitting import sit  # noqa: E402
-from faults.test_determinism import content, recorder  # noqa: E402
+from faults.test_determinism import content  # noqa: E402
 from inco.checkpoint import Checkpoints  # noqa: E402
+from inco.machine import arithmetic  # noqa: E402
 
-KEYS = ("round", "test/acc", "test/loss", "train/loss", "update/norm", "comm/up_bytes", "compute/flops")
 WORDS = ["algorithm=scaffold", "local=sgd", "local.momentum=0", "server=yogi", "model.blocks=[1,1,1,2]", "model.widths=[1,2,2,2]"]
 WORDS.append("split.levels=[[1,1,1,1],[1,1,1,2]]")
-
-
-def quickstart() -> None:
-    """Write the rows of the quick-start's first three rounds."""
-    _, rows, _ = simulate("experiment=quickstart", "tracker=none", "engine.workers=1", rounds=3)
-    kept = [{key: row[key] for key in KEYS} for row in timeless(rows)]
-    path = Path(__file__).with_name("quickstart.json")
-    path.write_text(json.dumps({"machine": recorder.machine(), "rows": kept}, indent=1) + "\n")
 
 
 def checkpoint(place: Path) -> None:
@@ -51,10 +41,10 @@ def checkpoint(place: Path) -> None:
     shutil.copytree(run, place / "further")
     after = sit(place / "further", *WORDS, rounds=3)["weights_sha256"]
     shutil.rmtree(place / "further")
-    said = {"words": WORDS, "machine": recorder.machine(), "weights_sha256_after_3": after, "content": content(saved)}
+    said = {"words": WORDS, "machine": arithmetic(), "weights_sha256_after_3": after, "content": content(saved)}
     (place / "content.json").write_text(json.dumps(said, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    quickstart() if sys.argv[1] == "quickstart" else checkpoint(Path(sys.argv[2]))
+    checkpoint(Path(sys.argv[1]))
