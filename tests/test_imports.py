@@ -22,7 +22,7 @@ ROWS = (
     ("inco.arrays",),
     ("inco.record", "inco.evaluate"),
     ("inco.static_norm",),
-    ("inco.client", "inco.server", "inco.diagnostics"),
+    ("inco.client", "inco.server", "inco.diagnostics", "inco.faults"),
     ("inco.captured",),
     ("inco.pool", "inco.client_store", "inco.accounting", "inco.nested"),
     ("inco.algorithms", "inco.splits", "inco.capacity", "inco.data", "inco.uplink", "inco.local"),

@@ -31,6 +31,11 @@ def target_problem(group: str, target: Any) -> str | None:
     return None
 
 
+def ours(settings: Mapping[str, Any]) -> set[str]:
+    """Return the groups whose class is this project's own."""
+    return {group for group, node in settings.items() if isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)}
+
+
 def locate(group: str, target: str) -> Any:
     """Return the class that `_target_` names. Raises ConfigError where it is not allowed or not there."""
     problem = target_problem(group, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from inco.accounting import LevelCost, level_cost
 from inco.captured import CapturedPasses, cuda_graph
 from inco.client import Trainer, take
 from inco.client_store import ClientStore
-from inco.config.targets import build, locate
+from inco.config.targets import build, locate, ours
 from inco.data.dataset import Dataset, Images
 from inco.data.partition import Partition
 from inco.data.transforms import Transform
@@ -21,6 +21,7 @@ from inco.diagnostics import Subject
 from inco.engine import Engine, Ranks
 from inco.errors import ConfigError
 from inco.evaluate import Evaluator
+from inco.faults import refuse_faulty
 from inco.local import Local
 from inco.models.base import Family
 from inco.pool import ModelPool
@@ -29,6 +30,7 @@ from inco.seeding import generator, numpy_rng
 from inco.simulator import Simulator
 from inco.splits.base import Split
 from inco.static_norm import StaticNorm
+from inco.types import SubModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,8 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     seed = settings["seed"]
     source = build("dataset", settings["dataset"])
     source.check()
-    recipe = source.recipe(
-        locate("model", settings["model"]["_target_"]).recipe, settings["model"].get("image_size")
-    )  # a user's model may have none
+    chosen = settings["model"]
+    recipe = source.recipe(locate("model", chosen["_target_"]).recipe, chosen.get("image_size"))  # a user's model may have none
     family: Family = build("model", settings["model"], shape=recipe.shape, num_classes=source.num_classes)
     split: Split = build("split", settings["split"], family=family)
     levels = dict(num_clients=settings["num_clients"], num_levels=len(split.names), seed=seed)
@@ -70,6 +71,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     population = Population(settings["num_clients"], settings["sample_ratio"], partition, capacity, split, seed, has)
 
     submodels = population.submodels(0)
+    _check_arithmetic(settings, submodels.values(), recipe.shape, source.num_classes, ranks.device)
     costs = ranks.first(lambda: {level: level_cost(sub, recipe.shape, algorithm) for level, sub in submodels.items()})
     flops = {level: float(cost.flops) for level, cost in costs.items()}
     pool = ModelPool(local, ranks.device, max(sub.params.layout.numel for sub in submodels.values()))
@@ -119,6 +121,15 @@ def _probe(test: Images, transform: Transform, count: int, seed: int) -> Tensor:
 
 def _resident(images: Images, ranks: Ranks) -> Images:
     return Images(images.images.to(ranks.device), images.labels.to(ranks.device))
+
+
+def _check_arithmetic(
+    settings: Mapping[str, Any], submodels: Iterable[SubModel], shape: tuple[int, int, int], num_classes: int, device: torch.device
+) -> None:
+    """Refuse models that a library would compute wrongly here; those of this project do not meet such faults."""
+    if device.type == "cpu" and not {"model", "split"} <= ours(settings):
+        for sub in submodels:
+            refuse_faulty(sub, shape, num_classes, settings["local"]["precision"])
 
 
 def _check_smallest(partition: Partition, family: Family) -> None:

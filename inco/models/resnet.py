@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inco.errors import ConfigError
 from inco.flat import Axes
 from inco.models.base import PLAIN, Form, Group, check_keep, copy_matching, head_axes, heads_within, projection, read_weights, scaler
+from inco.models.pointwise import Conv1x1
 from inco.models.small_maps import Conv3x3
 from inco.types import Output, Pair
 
@@ -30,7 +31,7 @@ class BasicBlock(nn.Module):
         self.relu, self.scaler = nn.ReLU(inplace=True), scaler(form)
         self.downsample = None
         if stride != 1:  # the first block of a stage but the first; the stem has the width of the first stage
-            self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), _batch_norm(out, form))
+            self.downsample = nn.Sequential(Conv1x1(into, out, stride), _batch_norm(out, form))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -52,6 +52,8 @@ class ViT(VisionTransformer):
 
     def __init__(self, projection_head: str, num_classes: int, exits: Sequence[int] = (), ends: bool = False, **settings: Any) -> None:
         super().__init__(num_classes=num_classes, **settings)
+        if settings["img_size"] == settings["patch_size"]:  # one patch: any stride is the same, and oneDNN is wrong with its own
+            self.patch_embed.proj.stride = (1, 1)
         self.projection, seen = projection(self.embed_dim, projection_head, self.embed_dim)
         if projection_head != "none":
             self.head = nn.Linear(seen, num_classes)

@@ -41,7 +41,7 @@ def checkpoint(place: Path) -> None:
     shutil.copytree(run, place / "further")
     after = sit(place / "further", *WORDS, rounds=3)["weights_sha256"]
     shutil.rmtree(place / "further")
-    said = {"words": WORDS, "machine": arithmetic(), "weights_sha256_after_3": after, "content": content(saved)}
+    said = {"words": WORDS, "weights_sha256_after_3": {arithmetic(): after}, "content": content(saved)}
     (place / "content.json").write_text(json.dumps(said, indent=1) + "\n")
 
 
