@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -40,6 +42,24 @@ TINY_VIT = (
     "dataset.num_classes=3",
     "local.batch_size=8",
 )
+
+
+WIDE = tuple(o for o in TINY if not o.startswith("model.widths"))  # beside each narrow model one of default width
+WIDE_VIT = tuple(o for o in TINY_VIT if not o.startswith(("model.dim", "model.heads")))
+
+
+BASES = {"narrow": TINY, "wide": WIDE, "narrow-vit": TINY_VIT, "wide-vit": WIDE_VIT}
+
+
+def thinned(*axes: Sequence[Any]) -> list[Any]:
+    """Return all combinations; those beyond what it takes to meet each value once are for `pytest -m full`."""
+    kept = {tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))}
+    return [case if case in kept else pytest.param(*case, marks=pytest.mark.full) for case in itertools.product(*axes)]
+
+
+def named(value: Any) -> Any:
+    """Return a short name of a base of overrides for a test's name; None leaves the naming of all else to pytest."""
+    return next((name for name, base in BASES.items() if value is base), None)
 
 
 def settings_of(*overrides: str) -> dict[str, Any]:

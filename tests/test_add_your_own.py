@@ -120,6 +120,7 @@ def test_the_members_of_a_model_are_all_told() -> None:
     assert [m for m in members if m not in rows and m != "name"] == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_page(lab: Path, command: str) -> None:
     importlib.import_module("make_scans")

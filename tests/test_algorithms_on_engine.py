@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from support import TINY, TINY_VIT, read_rows, read_summary, simulate, timeless
+from support import TINY, TINY_VIT, WIDE, named, read_rows, read_summary, simulate, thinned, timeless
 from test_composition import check_run
 
 SGD = ("local=sgd", "local.momentum=0", "local.weight_decay=0")
@@ -28,8 +27,7 @@ def test_without_their_term_they_are_fedavg(null: tuple[str, ...], local: tuple[
     same(local, (*local, *null))
 
 
-@pytest.mark.parametrize("correction", ["grad", "post_step"])
-@pytest.mark.parametrize("option", ["I", "II"])
+@pytest.mark.parametrize(("option", "correction"), thinned(("I", "II"), ("grad", "post_step")))
 def test_scaffolds_first_round_is_fedavg(option: str, correction: str) -> None:
     more = ("algorithm=scaffold", f"algorithm.option={option}", f"algorithm.correction={correction}")
     same(SGD, (*SGD, *more), rounds=1)
@@ -38,8 +36,7 @@ def test_scaffolds_first_round_is_fedavg(option: str, correction: str) -> None:
     assert not torch.equal(first.w, second.w), "and its second is not"
 
 
-@pytest.mark.parametrize("momentum", [0, 0.9])
-@pytest.mark.parametrize("tau", ["holders", "cohort"])
+@pytest.mark.parametrize(("momentum", "tau"), thinned((0, 0.9), ("holders", "cohort")))
 def test_fednova_with_equal_steps_is_fedavg(momentum: float, tau: str) -> None:
     local = ("local=sgd", f"local.momentum={momentum}", "local.epochs=3")  # 12 examples each: six steps
     same(local, (*local, "algorithm=fednova", f"algorithm.tau={tau}"))
@@ -52,6 +49,7 @@ def test_fednova_with_unequal_steps_is_not() -> None:
     assert not torch.equal(first.w, second.w)
 
 
+@pytest.mark.full
 def test_moons_first_participation_has_no_term() -> None:
     same((), ("algorithm=moon",), rounds=1)
     first, _, _ = simulate(*TINY, rounds=2)
@@ -74,10 +72,12 @@ def test_noise_of_scale_zero_and_a_wide_clip_are_clean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "split", "transform"), list(itertools.product(ALGORITHMS, ("none", "isolated", "stage"), ("none", "inco")))
+    ("algorithm", "split", "transform", "base"),
+    thinned(ALGORITHMS, ("none", "isolated", "stage"), ("none", "inco"), (TINY, WIDE)),
+    ids=named,
 )
-def test_every_algorithm_on_every_split(algorithm: str, split: str, transform: str) -> None:
-    check_run(*TINY, *SGD, "sample_ratio=0.6", f"algorithm={algorithm}", f"split={split}", f"transform={transform}")
+def test_every_algorithm_on_every_split(algorithm: str, split: str, transform: str, base: tuple[str, ...]) -> None:
+    check_run(*base, *SGD, "sample_ratio=0.6", f"algorithm={algorithm}", f"split={split}", f"transform={transform}")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -96,12 +96,14 @@ def test_every_server_optimizer(server: str) -> None:
     check_run(*TINY, "sample_ratio=0.4", f"server={server}")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("more", ["uplink=noise", "uplink=clip", "transform=add_noise"])
 def test_noise_and_clipping(more: str) -> None:
     check_run(*TINY, more)
     same((more,), (more,))  # drawn from named streams: twice the same
 
 
+@pytest.mark.full
 def test_a_sweep_with_clients_vectors_on_two_workers_and_then_on_one(type_command, tmp_path: Path) -> None:
     """As a user types it: two rounds on two workers and two more on one, against four on one; `test_ranks.py` has all combinations."""
     common = ("-m", *TINY, *SGD, "algorithm=scaffold,moon", "sample_ratio=0.6", "transform=inco")

@@ -32,7 +32,7 @@ def quick(name: str, tmp_path: Path) -> dict:
     return settings | {"engine": settings["engine"] | {"state_dir": str(tmp_path)}}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_w2_is_measured_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The floor, InCo in float32 and with two real workers in bfloat16, and a plain loop."""
     out = tmp_path / "w2.json"
@@ -51,6 +51,7 @@ def test_w2_is_measured_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert str(out) in shown.replace("\n", "") and "s/round" in shown
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["w1", "w2", "gpu"])
 def test_the_floor_takes_the_batches_of_the_products_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same number, sizes and images, in the same order; levels too."""
@@ -78,6 +79,7 @@ def _round(simulator, seed: int) -> tuple:
     return simulator.engine.cohort(tasks, simulator.population.submodels(1)), state.w, state.b, state.algorithm
 
 
+@pytest.mark.full
 def test_the_workloads_are_the_published_ones() -> None:
     one, two = WORKLOADS["w1"].settings(), WORKLOADS["w2"].settings()
     assert one["num_clients"] * one["sample_ratio"] == 10 and two["num_clients"] * two["sample_ratio"] == 100
@@ -87,6 +89,7 @@ def test_the_workloads_are_the_published_ones() -> None:
     assert {s.options["precision"] for s in OURS} == {"fp32", "bf16"} and {s.options["workers"] for s in OURS} == {1, 2}
 
 
+@pytest.mark.full
 def test_what_is_not_installed_has_a_row() -> None:
     absent = System("absent", "benchmarks.systems.floor", needs=("no_such_package_here",))
     row = rows_of([run_trial(absent, {}, 1)])[0]
@@ -94,6 +97,7 @@ def test_what_is_not_installed_has_a_row() -> None:
     assert all(system.needs for system in PEERS)
 
 
+@pytest.mark.full
 def test_a_failure_is_told(tmp_path: Path) -> None:
     trial = run_trial(System("broken", "benchmarks.no_such_module"), quick("w2", tmp_path), 1)
     assert "failed with exit code 1" in trial.failed and "no_such_module" in trial.failed
@@ -103,6 +107,7 @@ def trial(system: str, *rounds: tuple[float, float], moved: float = 1.0) -> Tria
     return Trial(system, 0, 1.0, 100.0, [Round(i, s, 0.0, moved, foreign, 1.0) for i, (s, foreign) in enumerate(rounds, 2)])
 
 
+@pytest.mark.full
 def test_dirty_rounds_are_left_out() -> None:
     floor, clean, dirty = rows_of([trial("floor", (2.0, 0)), trial("a", (9.0, 0.5), (1.0, 0.0)), trial("b", (4.0, 0.5))], "floor")
     assert clean["seconds"]["median"] == 1.0 and clean["to_floor"] == 0.5 and (clean["clean"], clean["rounds"]) == (1, 2)
@@ -111,6 +116,7 @@ def test_dirty_rounds_are_left_out() -> None:
     assert floor["to_floor"] == 1.0
 
 
+@pytest.mark.full
 def test_weights_that_do_not_move_are_no_measurement(tmp_path: Path) -> None:
     """A learning rate too small for float32 trains nothing."""
     settings = quick("w2", tmp_path)
@@ -119,6 +125,7 @@ def test_weights_that_do_not_move_are_no_measurement(tmp_path: Path) -> None:
     assert "the weights did not move in round 2" in found.failed and rows_of([found])[0]["seconds"] is None
 
 
+@pytest.mark.full
 def test_mover() -> None:
     w = {"w": torch.zeros(4)}
     moved = Mover(w)
@@ -126,11 +133,13 @@ def test_mover() -> None:
     assert moved(w) == 6 and moved(w) == 0
 
 
+@pytest.mark.full
 def test_cpu_time_of_others() -> None:
     assert Sample(12, 30, 9, 0).foreign(Sample(10, 26, 7, 0)) == 1.0
     assert Sample(12, 26, 9, 0).foreign(Sample(10, 26, 7, 0)) == 0.0
 
 
+@pytest.mark.full
 def test_a_watch_knows_its_processes() -> None:
     """By the mark in their environment; their children as well. What they use is theirs."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(40 << 20)\\nwhile True: pass'])"
@@ -151,7 +160,7 @@ def test_a_watch_knows_its_processes() -> None:
         process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scale", "--quick", "--rounds", "1", "--out", str(tmp_path / "scale.json")]) == 0
     kept = json.loads((tmp_path / "scale.json").read_text())
@@ -159,7 +168,7 @@ def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "times the round" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_startup(tmp_path: Path) -> None:
     assert main(["startup", "--quick", "--out", str(tmp_path / "startup.json")]) == 0
     kept = json.loads((tmp_path / "startup.json").read_text())
@@ -167,11 +176,13 @@ def test_startup(tmp_path: Path) -> None:
     assert kept["summary"]["last_rss_mb"]["median"] > 50
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_says_that_it_is_unmeasured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gpu"]) == 0 and "unmeasured" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_command_line() -> None:
     assert parse(["w1", "--peers", "--rounds", "2"]).rounds == 2
     for wrong in (["w3"], ["w1", "--rounds", "0"], []):
@@ -179,6 +190,7 @@ def test_command_line() -> None:
             parse(wrong)
 
 
+@pytest.mark.full
 def test_sizes_and_homes() -> None:
     """At most 300 lines a file; psutil, Flower and pfl stay out of the product."""
     for path in (ROOT / "benchmarks").rglob("*.py"):

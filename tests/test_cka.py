@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, TINY, TINY_VIT, settings_of, simulate, timeless
+from support import ROOT, TINY, TINY_VIT, named, settings_of, simulate, thinned, timeless
 
 import inco.config.wiring as wiring
 from inco.arrays import ArrayStore
@@ -117,8 +117,7 @@ def test_a_constant_layer_is_like_nothing() -> None:
 SEE = ("diagnostics=cka", "diagnostics.images=16", "diagnostics.batch=8", "diagnostics.every=1")
 
 
-@pytest.mark.parametrize("base", [TINY, TINY_VIT])
-@pytest.mark.parametrize("models", ["clients", "capacities"])
+@pytest.mark.parametrize(("base", "models"), thinned((TINY, TINY_VIT), ("clients", "capacities")), ids=named)
 def test_a_run_is_the_same_and_says_how_alike_its_models_are(base: tuple[str, ...], models: str) -> None:
     plain, rows, _ = simulate(*base)
     state, seen, run = simulate(*base, *SEE, f"diagnostics.models={models}")
@@ -157,9 +156,11 @@ def test_the_capacities_are_those_of_a_direct_computation() -> None:
     assert np.allclose(run.simulator.diagnostics.arrays["cka"]["cka/blocks.0"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("split", ["none", "isolated", "width", "rolling", "scalefl", "inclusive"])
-@pytest.mark.parametrize("base", [TINY, TINY_VIT])
-@pytest.mark.parametrize("models", ["clients", "capacities"])
+@pytest.mark.parametrize(
+    ("split", "base", "models"),
+    thinned(("none", "isolated", "width", "rolling", "scalefl", "inclusive"), (TINY, TINY_VIT), ("clients", "capacities")),
+    ids=named,
+)
 def test_any_split_can_be_looked_at(base: tuple[str, ...], split: str, models: str) -> None:
     words = [word for word in base if not word.startswith("split=")] + [f"split={split}", "transform=none", f"diagnostics.models={models}"]
     _, rows, run = simulate(*words, *SEE, rounds=1)
@@ -205,6 +206,7 @@ def test_wrong_settings_are_told() -> None:
         wiring.assemble(settings_of(*TINY, "diagnostics=cka", "diagnostics.images=64"), Ranks(0, 1, torch.device("cpu")))
 
 
+@pytest.mark.full
 def test_any_number_of_workers_and_a_second_sitting_see_the_same(tmp_path: Path) -> None:
     words = [*TINY, *SEE, "rounds=3"]
     for name, more in (("one", ["engine.workers=1"]), ("two", ["engine.workers=2"]), ("again", ["engine.workers=2", "rounds=1"])):
@@ -218,8 +220,7 @@ def test_any_number_of_workers_and_a_second_sitting_see_the_same(tmp_path: Path)
     assert kept["one"] == kept["two"] == kept["again"] and len(kept["one"]) == 3
 
 
-@pytest.mark.parametrize("models", [2, 10, 30])
-@pytest.mark.parametrize("layers", [1, 4, 12])
+@pytest.mark.parametrize(("models", "layers"), thinned((30, 10, 2), (1, 4, 12)))
 def test_the_picture_is_a_png_of_bounded_size(tmp_path: Path, models: int, layers: int) -> None:
     some = np.random.default_rng(0).random((models, models))
     some[0] = np.nan

@@ -106,6 +106,7 @@ def test_a_run_leaves_what_the_contract_says(type_command, tmp_path: Path) -> No
     assert fresh.returncode == 0 and timeless(read_rows(folder)) == timeless(rows)
 
 
+@pytest.mark.full
 def test_hydra_run_dir_is_honoured_and_guarded(type_command, tmp_path: Path) -> None:
     assert type_command(*SMALL, "hydra.run.dir=here/run").returncode == 0
     assert (tmp_path / "here/run/summary.json").exists()
@@ -114,6 +115,7 @@ def test_hydra_run_dir_is_honoured_and_guarded(type_command, tmp_path: Path) -> 
     assert read_summary(tmp_path / "here/run")["status"] == "finished", "the record of the other run is untouched"
 
 
+@pytest.mark.full
 def test_workers_resume_and_wandb_leave_every_bit(type_command, tmp_path: Path) -> None:
     """Six rounds: 1, 2 and 3 workers, W&B on, and 3 + resume + 3 with other worker counts: one sha256, one record."""
     ways = {
@@ -132,6 +134,7 @@ def test_workers_resume_and_wandb_leave_every_bit(type_command, tmp_path: Path) 
     assert len(set(found.values())) == 1, {name: sha for name, (sha, _) in found.items()}
 
 
+@pytest.mark.full
 def test_torchrun_joins_its_ranks(type_command, tmp_path: Path) -> None:
     alone = type_command(*SMALL, "hydra.run.dir=alone")
     assert alone.returncode == 0, alone.stderr
@@ -142,6 +145,7 @@ def test_torchrun_joins_its_ranks(type_command, tmp_path: Path) -> None:
     assert one["weights_sha256"] == two["weights_sha256"] and two["workers"] == 2
 
 
+@pytest.mark.full
 def test_a_sweep_makes_a_folder_and_a_wandb_run_each_and_a_table(type_command, tmp_path: Path) -> None:
     done = type_command("-m", *SMALL, "transform=none,inco", "seed=0,1", "tracker=wandb", "tracker.mode=offline", "rounds=1")
     assert done.returncode == 0, done.stderr
@@ -153,6 +157,7 @@ def test_a_sweep_makes_a_folder_and_a_wandb_run_each_and_a_table(type_command, t
     assert table.count("finished") == 4 and all(p.name[:30] in done.stdout for p in folders)
 
 
+@pytest.mark.full
 def test_a_sweep_goes_on_past_a_failed_job(type_command, tmp_path: Path) -> None:
     done = type_command("-m", *SMALL, "local=sgd", "local.lr=1e30,0.01", "rounds=1")
     assert done.returncode == 4, "the worst exit code of its jobs"
@@ -161,12 +166,14 @@ def test_a_sweep_goes_on_past_a_failed_job(type_command, tmp_path: Path) -> None
     assert "nothing of this round has been applied" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_a_setting_without_default_can_be_given(type_command, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps({str(c): list(range(10 * c, 10 * c + 10)) for c in range(5)}))
     done = type_command(*SMALL, "rounds=1", "partition=fixed", "partition.path=p.json")
     assert done.returncode == 0 and "10 to 10 examples each" in done.stdout, done.stderr
 
 
+@pytest.mark.full
 def test_own_config_folder_and_own_class(type_command, tmp_path: Path) -> None:
     """A user's own algorithm: one file, one YAML, no change of this project."""
     (tmp_path / "mine.py").write_text(

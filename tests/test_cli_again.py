@@ -11,6 +11,8 @@ from support import ROOT, TINY, read_summary
 
 from inco.record import RunLock
 
+pytestmark = pytest.mark.full
+
 SMALL = (*TINY, "rounds=2", "engine.workers=1")
 
 

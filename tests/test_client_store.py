@@ -230,6 +230,7 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
         ClientStore(str(tmp_path / "file"), False, P, B).save(task(1, 1), SUBS[0], state(1))
 
 
+@pytest.mark.full
 def test_a_folder_of_its_own_goes_with_the_store(tmp_path: Path) -> None:
     stores = [ClientStore(folder, False, P, B) for folder in (None, None, str(tmp_path / "a" / "b"))]
     for store in stores:

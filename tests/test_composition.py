@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from support import TINY, TINY_VIT, simulate, timeless
+from support import TINY, TINY_VIT, WIDE, WIDE_VIT, named, simulate, thinned, timeless
 
 SPLITS = ("none", "isolated", "stage")
 TRANSFORMS = ("none", "inco", "no_normalization", "no_optimization", "neither")
@@ -31,24 +29,24 @@ def check_run(*overrides: str) -> None:
     assert all(0 <= row["test/acc"] <= 100 and row["train/loss"] > 0 and row["comm/up_bytes"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize(("split", "transform"), list(itertools.product(SPLITS, TRANSFORMS)))
-def test_resnet_splits_and_transforms(split: str, transform: str) -> None:
-    check_run(*TINY, f"split={split}", f"transform={transform}")
+@pytest.mark.parametrize(("split", "transform", "base"), thinned(SPLITS, TRANSFORMS, (TINY, WIDE)), ids=named)
+def test_resnet_splits_and_transforms(split: str, transform: str, base: tuple[str, ...]) -> None:
+    check_run(*base, f"split={split}", f"transform={transform}")
 
 
-@pytest.mark.parametrize(("split", "transform"), list(itertools.product(("none", "isolated", "layer"), ("none", "inco"))))
-def test_vit_splits_and_transforms(split: str, transform: str) -> None:
-    check_run(*TINY_VIT, f"split={split}", f"transform={transform}")
+@pytest.mark.parametrize(
+    ("split", "transform", "base"), thinned(("none", "isolated", "layer"), ("none", "inco"), (TINY_VIT, WIDE_VIT)), ids=named
+)
+def test_vit_splits_and_transforms(split: str, transform: str, base: tuple[str, ...]) -> None:
+    check_run(*base, f"split={split}", f"transform={transform}")
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", [TINY, TINY_VIT], ids=["resnet", "vit"])
+@pytest.mark.parametrize(("rule", "family"), thinned(RULES, (TINY, TINY_VIT)), ids=named)
 def test_rules(rule: str, family: tuple[str, ...]) -> None:
     check_run(*family, "transform=inco", f"transform.rule={rule}")
 
 
-@pytest.mark.parametrize("capacity", ["five_levels", "resampled", "all_small", "all_large"])
-@pytest.mark.parametrize("sample_ratio", [0.2, 1.0])
+@pytest.mark.parametrize(("capacity", "sample_ratio"), thinned(("five_levels", "resampled", "all_small", "all_large"), (0.2, 1.0)))
 def test_capacities(capacity: str, sample_ratio: float) -> None:
     check_run(*TINY, f"capacity={capacity}", f"sample_ratio={sample_ratio}")
 
@@ -62,8 +60,9 @@ def test_partitions(partition: str) -> None:
     check_run(*TINY, f"partition={option}", *more)
 
 
-@pytest.mark.parametrize("local", ["adam", "sgd"])
-@pytest.mark.parametrize("more", ["local.precision=bf16", "local.drop_last=true", "algorithm.weighting=uniform"])
+@pytest.mark.parametrize(
+    ("local", "more"), thinned(("adam", "sgd"), ("local.precision=bf16", "local.drop_last=true", "algorithm.weighting=uniform"))
+)
 def test_local_training(local: str, more: str) -> None:
     check_run(*TINY, f"local={local}", more)
 
@@ -119,6 +118,7 @@ def test_seed_changes_everything() -> None:
     assert not torch.equal(run.simulator.start(0).w, other.simulator.start(1).w)
 
 
+@pytest.mark.full
 def test_train_loss_falls_on_learnable_data() -> None:
     """Twelve rounds on separable images: the loss halves and accuracy leaves chance (1/3) far behind."""
     _, rows, _ = simulate(*TINY, "dataset.num_train=300", "local.epochs=3", "local.lr=0.01", rounds=12)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from support import TINY, TINY_VIT, settings_of, simulate
+from support import TINY, TINY_VIT, WIDE, WIDE_VIT, named, settings_of, simulate, thinned
 from test_composition import check_run
 
 from inco.config.summary import sizes
@@ -18,22 +16,22 @@ from inco.engine import Ranks
 SPLITS = ("width", "rolling", "scalefl", "inclusive")
 
 
-@pytest.mark.parametrize(("split", "transform"), list(itertools.product(SPLITS, ("none", "inco", "no_optimization", "add_noise"))))
+@pytest.mark.parametrize(("split", "transform"), thinned(SPLITS, ("none", "inco", "no_optimization", "add_noise")))
 def test_transforms(split: str, transform: str) -> None:
     check_run(*TINY, f"split={split}", f"transform={transform}")
 
 
-@pytest.mark.parametrize(("split", "transform"), list(itertools.product(SPLITS, ("none", "inco"))))
-def test_vit(split: str, transform: str) -> None:
-    check_run(*TINY_VIT, f"split={split}", f"transform={transform}")
+@pytest.mark.parametrize(("split", "transform", "base"), thinned(SPLITS, ("none", "inco"), (TINY_VIT, WIDE_VIT)), ids=named)
+def test_vit(split: str, transform: str, base: tuple[str, ...]) -> None:
+    check_run(*base, f"split={split}", f"transform={transform}")
 
 
-@pytest.mark.parametrize(("split", "capacity"), list(itertools.product(SPLITS, ("resampled", "all_small", "all_large"))))
+@pytest.mark.parametrize(("split", "capacity"), thinned(SPLITS, ("resampled", "all_small", "all_large")))
 def test_capacities(split: str, capacity: str) -> None:
     check_run(*TINY, f"split={split}", f"capacity={capacity}")
 
 
-@pytest.mark.parametrize(("split", "bn"), list(itertools.product((*SPLITS, "none", "isolated"), ("aggregated", "static", "batch"))))
+@pytest.mark.parametrize(("split", "bn"), thinned((*SPLITS, "none", "isolated"), ("aggregated", "static", "batch")))
 def test_batch_norm(split: str, bn: str) -> None:
     check_run(*TINY, f"split={split}", f"split.bn={bn}", *(["split.bn_images=30"] if bn == "static" else []))
 
@@ -96,12 +94,13 @@ def test_costs_by_capacity_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "split", "transform"),
-    list(itertools.product(("fedprox", "scaffold", "fednova", "moon", "feddyn"), SPLITS, ("none", "inco"))),
+    ("algorithm", "split", "transform", "base"),
+    thinned(("fedprox", "scaffold", "fednova", "moon", "feddyn"), SPLITS, ("none", "inco"), (TINY, WIDE)),
+    ids=named,
 )
-def test_every_algorithm(algorithm: str, split: str, transform: str) -> None:
+def test_every_algorithm(algorithm: str, split: str, transform: str, base: tuple[str, ...]) -> None:
     sgd = ("local=sgd", "local.momentum=0", "local.weight_decay=0", "local.lr=0.05")
-    check_run(*TINY, *sgd, "sample_ratio=0.6", f"algorithm={algorithm}", f"split={split}", f"transform={transform}")
+    check_run(*base, *sgd, "sample_ratio=0.6", f"algorithm={algorithm}", f"split={split}", f"transform={transform}")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +125,7 @@ def test_what_cannot_work_is_told_before_anything_starts(overrides: str, told: s
     assert len(problems) == 1 and told in problems[0]
 
 
+@pytest.mark.full
 def test_columns_of_the_papers_table() -> None:
     """Mean parameters a client, in millions, from a run's own summary; FLOPs are two a multiply-add, of images of 3x32x32."""
     shape = ("dataset=synthetic", "dataset.shape=[3,32,32]", "dataset.num_classes=10", "dataset.num_train=200", "dataset.num_test=50")
@@ -143,6 +143,7 @@ def test_columns_of_the_papers_table() -> None:
         assert found["mean_up_bytes"] >= 4 * found["mean_params"]
 
 
+@pytest.mark.full
 def test_batch_statistics_do_not_depend_on_the_order_of_the_test_set() -> None:
     """Sorted by class, consecutive batches would show BatchNorm one class at a time."""
     settings = ("split=rolling", "dataset.num_test=600", "dataset.num_train=300", "local.epochs=3", "local.lr=0.01")

@@ -163,6 +163,7 @@ def test_settings_survive_json() -> None:
     assert json.loads(json.dumps(settings)) == settings and settings["transform"]["clip"] == float("inf")
 
 
+@pytest.mark.full
 def test_experiments_run_small() -> None:
     """Every experiment overlay composes to settings that are right, at both scales, and mini is smaller."""
     for path in Path(ROOT / "conf" / "experiment").glob("*.yaml"):

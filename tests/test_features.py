@@ -21,6 +21,8 @@ from inco.features.landscape import landscape, rings
 from inco.features.rebuild import Rebuilt, level_of, rebuild
 from inco.seeding import generator
 
+pytestmark = pytest.mark.full
+
 needs_sklearn = pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed (extra tsne)")
 
 

@@ -596,6 +596,7 @@ def everything(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: str(entry.numbers[0]))
 def test_every_figure_is_drawn_twice_with_the_same_bytes(
     everything: Path, entry: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,8 @@ from support import ROOT, TINY, read_summary, settings_of
 from inco.config import gpus
 from inco.config.validate import validate
 
+pytestmark = pytest.mark.full
+
 Start = Callable[..., "subprocess.Popen[str]"]
 SMALL = (*TINY, "rounds=2", "engine.workers=1", "tracker=none")
 HEAD = """

@@ -63,6 +63,7 @@ def test_samples_are_the_same_columns_for_all_updates_of_a_shape() -> None:
     assert sample(x, 1).shape == (3, 1) and sample(torch.arange(4.0), 100).shape == (4, 1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("base", [TINY, TINY_VIT])
 @pytest.mark.parametrize("kind", ["gradients", "all"])
 def test_a_run_is_the_same_and_its_numbers_are_of_its_updates(base: tuple[str, ...], kind: str) -> None:
@@ -122,6 +123,7 @@ def test_clients_deltas_are_local_minus_received() -> None:
         assert moved <= 0.02 * found[f"update/{layer}"].sum(), "but for the rounding of the sum"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("split", ["none", "isolated", "width", "rolling", "scalefl", "inclusive"])
 @pytest.mark.parametrize("base", [TINY, TINY_VIT])
 def test_any_split_and_its_clients_can_be_looked_at(base: tuple[str, ...], split: str) -> None:
@@ -157,6 +159,7 @@ def test_wrong_settings_are_told() -> None:
         Gradients(1, "layer1")
 
 
+@pytest.mark.full
 def test_worker_counts_and_sittings_leave_the_same_bytes(type_command, tmp_path: Path) -> None:
     words = (*TINY, "diagnostics=all", "diagnostics.every=1", "diagnostics.images=16", "diagnostics.batch=8", "tracker=none")
     for name, more in (("one", ["engine.workers=1"]), ("two", ["engine.workers=2"]), ("later", ["engine.workers=2", "rounds=1"])):

@@ -130,6 +130,7 @@ def test_signals_that_somebody_else_handles_stay_theirs(hearing: None) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
 def test_preemption_saves_closes_and_ends_with_75(type_command, tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
     """Also off the grid of checkpoints, and where the batch system signals the workers as well."""
@@ -156,6 +157,7 @@ def test_kill_loses_at_most_the_round_under_way(type_command, tmp_path: Path) ->
     finished_alike(type_command, tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")
 def test_a_killed_worker_is_started_again_if_asked(type_command, tmp_path: Path) -> None:
     """With the same random streams, so that the run has the bits of one without an accident; and once only."""
@@ -187,6 +189,7 @@ def test_a_killed_worker_ends_the_run_by_name(tmp_path: Path) -> None:
     assert summary["status"] == "failed" and summary["rounds"] == len(read_rows(tmp_path / "run"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_client_that_fails_is_named_and_nothing_is_applied(type_command, tmp_path: Path, workers: int) -> None:
     (tmp_path / "mine.py").write_text(
@@ -206,12 +209,14 @@ def test_a_client_that_fails_is_named_and_nothing_is_applied(type_command, tmp_p
     assert [p.name for p in (tmp_path / "run" / "checkpoint").iterdir()] == ["round_000001"]
 
 
+@pytest.mark.full
 def test_divergence_is_an_error_and_not_a_number(type_command, tmp_path: Path) -> None:
     done = type_command(*MANY, "engine.workers=2", "local=sgd", "local.lr=1e30")
     assert done.returncode == 4 and "nothing of this round has been applied" in done.stderr
     assert "client" in done.stderr and "local.lr" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_two_runs_cannot_write_one_folder(type_command, tmp_path: Path) -> None:
     run = start(tmp_path, *MANY, "engine.workers=1")
     wait_for_rounds(tmp_path / "run", 1)

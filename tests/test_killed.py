@@ -74,6 +74,7 @@ def wait_until_gone(pids: list[int], timeout: float = 10) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")
 def test_kill_on_two_workers_and_going_on_with_one_leave_every_bit(type_command, tmp_path: Path) -> None:
     """SIGKILL for all processes or for the first alone, between rounds or amid one; then the same command on one worker.

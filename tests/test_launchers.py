@@ -14,6 +14,8 @@ import pytest
 from support import ROOT, TINY, read_rows, read_summary, timeless
 from test_interruptions import wait_for_rounds
 
+pytestmark = pytest.mark.full
+
 SMALL = (*TINY, "tracker=none", "engine.workers=1", "checkpoint_every=50")
 
 

@@ -72,6 +72,7 @@ def test_the_published_settings() -> None:
         assert case["split"]["_target_"].endswith(split) and case["model"]["blocks"] == blocks
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", ["resnet", "vit"])
 def test_each_dataset_has_its_published_index_files(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INCO_OFFICIAL_PARTITIONS", str(tmp_path))

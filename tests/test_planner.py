@@ -35,6 +35,8 @@ from inco.plan.points import kinds, plan_jobs
 from inco.plan.standin import prepared
 from inco.plan.survey import survey
 
+pytestmark = pytest.mark.full
+
 CONF = ROOT / "conf"
 QUIET = (*TINY, "tracker=none")
 

@@ -23,6 +23,7 @@ def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.full
 def test_a_run_tells_where_its_time_goes(tmp_path: Path) -> None:
     done = run(tmp_path / "seen", "debug=profile")
     assert done.returncode == 0 and "profiler" not in done.stderr, done.stderr
@@ -41,6 +42,7 @@ def test_a_run_tells_where_its_time_goes(tmp_path: Path) -> None:
     assert one["weights_sha256"] == other["weights_sha256"] and not (tmp_path / "plain" / "profile.txt").exists()
 
 
+@pytest.mark.full
 def test_one_round_is_too_few_and_says_so(tmp_path: Path) -> None:
     done = run(tmp_path / "run", "debug=profile", "rounds=1")
     assert done.returncode == 0 and "it takes two rounds" in done.stdout and not (tmp_path / "run" / "profile.txt").exists()

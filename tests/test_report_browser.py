@@ -19,7 +19,10 @@ from inco.runs import find
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: chromium, chromium-browser or google-chrome on the PATH")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: chromium, chromium-browser or google-chrome on the PATH"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ def test_a_table_has_a_row_for_each_pair_and_tap() -> None:
     assert list(tables(run, 5)) == []
 
 
+@pytest.mark.full
 def test_a_run_leaves_its_report_and_a_sweep_its_comparison(type_command, tmp_path: Path) -> None:
     done = type_command("-m", *TINY, "tracker=none", "transform=none,inco")
     assert done.returncode == 0, done.stderr
@@ -96,6 +97,7 @@ def test_a_run_leaves_its_report_and_a_sweep_its_comparison(type_command, tmp_pa
     assert again.returncode == 0 and list((tmp_path / "outputs" / "sweeps").glob("*/comparison.html")) == [comparison]
 
 
+@pytest.mark.full
 def test_about_says_what_is_known_from_the_start(type_command, tmp_path: Path) -> None:
     assert type_command(*TINY, "tracker=none", "algorithm=fedprox", "algorithm.mu=0.5", "name=one").returncode == 0
     about, summary = json.loads((tmp_path / "outputs/one/about.json").read_text()), read_summary(tmp_path / "outputs/one")
@@ -141,6 +143,7 @@ def test_tensorboard_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     absent.finish({}, 0)
 
 
+@pytest.mark.full
 def test_a_run_with_tensorboard_is_the_same_run(type_command, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for name, tracker in (("with", "tensorboard"), ("without", "none")):

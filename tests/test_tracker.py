@@ -69,6 +69,7 @@ def runs(outputs):
     return sorted((outputs / "wandb").glob("*run-*"))
 
 
+@pytest.mark.full
 def test_two_runs_in_one_process_are_two_runs_and_read_back(tmp_path, capfd):
     outputs = tmp_path / "outputs"
     first, second = Wandb(tags=["mine"]), Wandb()
@@ -219,6 +220,7 @@ def test_a_server_that_stalls_at_the_start_means_offline_in_time(tmp_path, monke
     assert inspect(runs(tmp_path / "outputs")[0], "--summary")["summary"]["test/acc"] == {"last": 50, "max": 60}
 
 
+@pytest.mark.full
 def test_a_server_that_stalls_at_the_end_is_not_waited_for(tmp_path, monkeypatch, server):
     monkeypatch.setenv("WANDB_BASE_URL", server(200, lets_in=True))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -322,6 +324,7 @@ print(len(children), len(it.warnings), time.monotonic() - began)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds W&B's service by /proc")
 def test_the_death_of_wandbs_own_service_stops_nothing(tmp_path):
     began = time.monotonic()
@@ -336,6 +339,7 @@ def test_no_tracker_is_a_tracker(tmp_path):
     assert play(NoTracker(), info(tmp_path / "outputs/a")) is None and NoTracker().warnings == []
 
 
+@pytest.mark.full
 def test_a_run_mirrors_its_similarities_as_numbers_table_and_picture(type_command, tmp_path):
     words = [*TINY, "diagnostics=cka", "diagnostics.every=1", "diagnostics.images=16", "diagnostics.batch=8"]
     done = type_command(*words, "tracker=wandb", "tracker.report=true", "name=one", env={"WANDB_MODE": "offline"})

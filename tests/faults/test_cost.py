@@ -38,7 +38,7 @@ print(json.dumps(seen))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_r23_memory_and_open_files_stay_as_they_are_for_200_rounds(tmp_path: Path) -> None:
     """100 clients, each with vectors of its own; record, checkpoints and report included. Within 2 % from round 50 on."""
@@ -77,7 +77,7 @@ def seconds_a_round(type_command, folder: Path, workers: int) -> float:
     return min(row["time/train_s"] for row in read_rows(folder)[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_r24_two_workers_are_nearly_twice_as_fast(type_command, tmp_path: Path) -> None:
     """Threads are pinned, so they do not fight: 1.6 times at least, on two free cores. Of three tries the best counts."""
     ratios = []
@@ -93,6 +93,7 @@ def test_r24_two_workers_are_nearly_twice_as_fast(type_command, tmp_path: Path) 
     raise AssertionError(ratios)
 
 
+@pytest.mark.full
 def test_r25_all_but_training_costs_less_than_5_ms_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """20 clients a round on one worker: tasks, loading, upload, exact sum, server, transform, metrics; the local loop is not counted."""
     train, spent = inco.client.train_locally, [0.0]
@@ -118,6 +119,7 @@ def test_r25_all_but_training_costs_less_than_5_ms_a_client(monkeypatch: pytest.
     assert min(costs) < 0.005, costs
 
 
+@pytest.mark.full
 def test_r25_workers_are_started_once(type_command, tmp_path: Path) -> None:
     """Not once a round: a worker's process stays the same, which an import hook in it counts."""
     (tmp_path / "sitecustomize.py").write_text(

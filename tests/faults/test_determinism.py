@@ -19,6 +19,8 @@ from inco.config.signals import Preempted
 from inco.errors import ConfigError
 from inco.machine import arithmetic
 
+pytestmark = pytest.mark.full
+
 GOLDEN = ROOT / "tests" / "golden"
 
 

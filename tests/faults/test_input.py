@@ -22,6 +22,8 @@ from inco.config.front import check
 from inco.data.sources import Digits
 from inco.errors import ConfigError, DataError, InCoError, StorageError
 
+pytestmark = pytest.mark.full
+
 CONF = ROOT / "conf"
 
 

@@ -25,6 +25,8 @@ from inco.checkpoint import Checkpoints
 from inco.errors import StorageError, WorkerError
 from inco.record import RunLock
 
+pytestmark = pytest.mark.full
+
 __all__ = ["mine"]  # a fixture
 KILLS = int(os.environ.get("INCO_KILLS", "6"))
 LONG = (*TINY, "rounds=400", "hydra.run.dir=run")

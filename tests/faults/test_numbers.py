@@ -19,6 +19,8 @@ from inco.errors import ConfigError, DataError, NumericError
 from inco.server.sums import RoundSums
 from inco.server.transforms import Identity
 
+pytestmark = pytest.mark.full
+
 __all__ = ["mine"]  # a fixture
 
 

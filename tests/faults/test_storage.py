@@ -20,6 +20,8 @@ from inco.config.front import check
 from inco.errors import ConfigError, StorageError
 from inco.record import RunRecord
 
+pytestmark = pytest.mark.full
+
 STATEFUL = ("algorithm=scaffold", "local=sgd", "local.momentum=0")
 
 

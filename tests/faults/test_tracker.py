@@ -14,6 +14,8 @@ from test_tracker import KEY, no_account, server
 
 from faults.sitting import after_round, same_end, sit
 
+pytestmark = pytest.mark.full
+
 __all__ = ["no_account", "server"]  # fixtures: a home without credentials, and a server that answers as told
 WORDS = ("tracker=wandb", "transform=inco")
 ROUNDS = 3

@@ -15,6 +15,7 @@ from fuzz.subjects import SUBJECTS
 from inco.errors import DataError
 
 
+@pytest.mark.full
 def test_command_lines_end_in_a_configuration_or_in_a_message() -> None:
     report = configurations.fuzz(count=80, seed=1, runs=1)
     assert not report.faults, report
