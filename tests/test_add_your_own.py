@@ -135,6 +135,7 @@ def test_every_command_of_the_page(lab: Path, command: str) -> None:
 # algorithms
 
 
+@pytest.mark.full
 def test_sign_from_the_command_line_resumed_with_more_workers(type_command, tmp_path: Path, lab: Path) -> None:
     arguments = ("--config-dir", str(lab / "conf"), *tiny(lab, "algorithm=sign")[1:], "hydra.run.dir=own")
     env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{lab}", "INCO_ALLOW_TARGETS": "mine"}

@@ -21,12 +21,14 @@ def same(one: tuple[str, ...], other: tuple[str, ...], rounds: int = 2) -> None:
     assert [r["train/loss"] for r in rows] == [r["train/loss"] for r in others]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("local", [SGD, ("local=sgd", "local.momentum=0.9"), ("local=adam",)], ids=["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("null", [("algorithm=fedprox", "algorithm.mu=0"), ("algorithm=moon", "algorithm.mu=0")], ids=["fedprox", "moon"])
 def test_without_their_term_they_are_fedavg(null: tuple[str, ...], local: tuple[str, ...]) -> None:
     same(local, (*local, *null))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("option", "correction"), thinned(("I", "II"), ("grad", "post_step")))
 def test_scaffolds_first_round_is_fedavg(option: str, correction: str) -> None:
     more = ("algorithm=scaffold", f"algorithm.option={option}", f"algorithm.correction={correction}")
@@ -36,6 +38,7 @@ def test_scaffolds_first_round_is_fedavg(option: str, correction: str) -> None:
     assert not torch.equal(first.w, second.w), "and its second is not"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("momentum", "tau"), thinned((0, 0.9), ("holders", "cohort")))
 def test_fednova_with_equal_steps_is_fedavg(momentum: float, tau: str) -> None:
     local = ("local=sgd", f"local.momentum={momentum}", "local.epochs=3")  # 12 examples each: six steps
@@ -57,6 +60,7 @@ def test_moons_first_participation_has_no_term() -> None:
     assert not torch.equal(first.w, second.w)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", [TINY, TINY_VIT], ids=["resnet", "vit"])
 def test_moon_with_a_projection_head(family: tuple[str, ...]) -> None:
     check_run(*family, "algorithm=moon", "model.projection_head=mlp", "transform=inco")
@@ -66,6 +70,7 @@ def test_server_sgd_with_rate_one_is_average() -> None:
     same((), ("server=sgd",))
 
 
+@pytest.mark.full
 def test_noise_of_scale_zero_and_a_wide_clip_are_clean() -> None:
     same((), ("uplink=noise", "uplink.scale=0"))
     same((), ("uplink=clip", "uplink.max_norm=1e9"))

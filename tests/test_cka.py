@@ -156,6 +156,7 @@ def test_the_capacities_are_those_of_a_direct_computation() -> None:
     assert np.allclose(run.simulator.diagnostics.arrays["cka"]["cka/blocks.0"], expected, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("split", "base", "models"),
     thinned(("none", "isolated", "width", "rolling", "scalefl", "inclusive"), (TINY, TINY_VIT), ("clients", "capacities")),
@@ -220,6 +221,7 @@ def test_any_number_of_workers_and_a_second_sitting_see_the_same(tmp_path: Path)
     assert kept["one"] == kept["two"] == kept["again"] and len(kept["one"]) == 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("models", "layers"), thinned((30, 10, 2), (1, 4, 12)))
 def test_the_picture_is_a_png_of_bounded_size(tmp_path: Path, models: int, layers: int) -> None:
     some = np.random.default_rng(0).random((models, models))

@@ -68,6 +68,7 @@ def test_a_folder_that_cannot_be_written(type_command, tmp_path: Path) -> None:
     assert done.returncode == 74 and "Traceback" not in done.stderr and "file" in done.stderr
 
 
+@pytest.mark.full
 def test_missing_data_is_one_screen_and_exit_3(type_command) -> None:
     done = type_command("dataset=cifar10", "dataset.root=nowhere", "tracker=none", "engine.workers=1")
     assert done.returncode == 3 and "Traceback" not in done.stderr

@@ -36,6 +36,7 @@ def test_batch_norm(split: str, bn: str) -> None:
     check_run(*TINY, f"split={split}", f"split.bn={bn}", *(["split.bn_images=30"] if bn == "static" else []))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "more",
     [
@@ -170,6 +171,7 @@ def test_control_variates_of_absent_classes() -> None:
             torch.testing.assert_close(rows[label], torch.stack(mine).mean(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("split", ["width", "rolling", "scalefl split.levels=[[0.5,4],[1.0,4]]"])
 def test_projection_heads_of_narrow_models(split: str) -> None:
     check_run(*TINY, "model.projection_head=mlp", *f"split={split}".split())

@@ -41,6 +41,7 @@ def test_names_that_no_file_system_takes_are_no_files(words: str) -> None:
     assert len(problems) == 1 and "no such file" in problems[0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_is_valid(group: str, option: str) -> None:
     assert group in (*GROUPS, *OVERLAYS), "a folder of conf/ that no group reads"

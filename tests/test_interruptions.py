@@ -68,6 +68,7 @@ def finished_alike(type_command, tmp_path: Path, least: int = 1) -> None:
     assert timeless(read_rows(tmp_path / "run")) == timeless(read_rows(tmp_path / "whole"))
 
 
+@pytest.mark.full
 def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     run = start(tmp_path, *MANY, "engine.workers=2")
     wait_for_rounds(tmp_path / "run", 3)
@@ -174,6 +175,7 @@ def test_a_killed_worker_is_started_again_if_asked(type_command, tmp_path: Path)
     assert timeless(read_rows(tmp_path / "run")) == timeless(read_rows(tmp_path / "whole"))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")
 def test_a_killed_worker_ends_the_run_by_name(tmp_path: Path) -> None:
     run = start(tmp_path, *MANY, "engine.workers=2")

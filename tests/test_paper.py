@@ -234,6 +234,7 @@ def test_gains_are_of_the_same_figure_where_it_has_both() -> None:
 PAPERS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if of_experiment(path.stem))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_experiment_of_the_paper_stands_beside_a_number(name: str) -> None:
     """As its overlay composes, with the first value of what it sweeps over."""

@@ -22,6 +22,7 @@ def points(*words: str) -> list[tuple[str, ...]]:
     return [point.overrides for point in found[0]]
 
 
+@pytest.mark.full
 def test_an_experiment_brings_its_own_sweep() -> None:
     jobs = points("experiment=figure8", "scale=mini", "seed=4")
     assert len(jobs) == 5 and all("seed=4" in job and "dataset=fashion_mnist" in job for job in jobs)
@@ -30,6 +31,7 @@ def test_an_experiment_brings_its_own_sweep() -> None:
     ]
 
 
+@pytest.mark.full
 def test_the_last_word_on_a_setting_holds() -> None:
     assert len(points("experiment=table2_resnet", "scale=mini", "algorithm=fedavg", "seed=0,1")) == 4
     assert points("seed=0,1", "seed=2") == [("seed=2",)]
@@ -89,6 +91,7 @@ def test_each_dataset_has_its_published_index_files(family: str, tmp_path: Path,
     assert paths == expected
 
 
+@pytest.mark.full
 def test_systems_without_inco_are_cells_without_it() -> None:
     for name in ("table3_alllarge", "table3_allsmall", "table1_resnet_iid_homo"):
         assert settings_of(f"experiment={name}")["transform"]["_target_"].endswith("Identity")

@@ -42,7 +42,7 @@ MATRIX |= {"static": [*TINY, "split=stage", "split.bn=static", "capacity=resampl
 
 MATRIX |= {"wide": [*WIDE, *SGD, "algorithm=scaffold", "split=width", "transform=inco"]}
 # every algorithm and every split once
-FEW = [f"{a}-{SPLITS[i]}" for i, a in enumerate(ALGORITHMS)] + ["scaffold-inclusive", "moon-layer-vit", "static", "wide"]
+FEW = [f"{a}-{SPLITS[i]}" for i, a in enumerate(ALGORITHMS)] + ["scaffold-inclusive", "moon-layer-vit", "wide"]
 
 
 def start(folder: Path, world: int, phases: list[str], names: Sequence[str]) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def test_a_page_stays_small_and_is_quick(tmp_path: Path) -> None:
     assert len(page_data(path)["maps"]["cka"]["rounds"]) == 50, "every measured round fits"
 
 
+@pytest.mark.full
 def test_many_models_taps_and_layers_stay_small_too(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "run", [[50, 60]])
     store, layers = ArrayStore(folder), [f"blocks.{k}.{part}" for k in range(24) for part in ("qkv", "proj", "fc1", "fc2", "norm1")]

@@ -207,6 +207,7 @@ def test_a_server_out_of_order_or_a_malformed_key_means_offline(tmp_path, monkey
     assert f"offline ({why}" in play(Wandb(timeout_s=1), info(tmp_path / "outputs/a"))
 
 
+@pytest.mark.full
 def test_a_server_that_stalls_at_the_start_means_offline_in_time(tmp_path, monkeypatch, server):
     monkeypatch.setenv("WANDB_BASE_URL", server(200))
     monkeypatch.setenv("WANDB_API_KEY", KEY)

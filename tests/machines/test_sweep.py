@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from machines.sweep import FARTHEST, Beside, Case, checked, distances, levels, look, resnet, usable
+from machines.sweep import FARTHEST, Beside, Case, checked, distance, levels, look, resnet, usable
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch says so of any use of its switch for oneDNN
 AVX2 = pytest.mark.skipif("AVX2" not in usable(), reason="the processor has no AVX2")
@@ -20,7 +20,7 @@ def test_models_are_right_without_avx512() -> None:
     found = look("AVX2", short=True)
     assert found.tried > 100
     assert not found.died
-    assert {what: found.farthest[what] < most for what, most in FARTHEST.items()} == dict.fromkeys(FARTHEST, True), found.farthest
+    assert found.fine(), found.farthest
 
 
 @AVX2
@@ -47,7 +47,7 @@ def test_a_wrong_product_is_seen() -> None:
 
 
 @pytest.mark.parametrize("split", ["width", "stage"])
-def test_products_and_gradients_on_this_machine(split: str) -> None:
+def test_products_on_this_machine(split: str) -> None:
     case = Case(resnet("[2,4,4,8]"), split, (1, 8, 8), 8, "fp32")
     for sub in levels(case):
-        assert all(distance < FARTHEST[what] for what, distance in distances(sub, case).items())
+        assert distance(sub, case) < FARTHEST["fp32"]
