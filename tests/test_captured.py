@@ -46,13 +46,13 @@ def run(passes: bool, *overrides: str, rounds: int = 2):
     "more",
     [
         "split=stage",
-        "split=stage local=sgd local.max_grad_norm=0.5",
-        "split=width partition=labels partition.classes_per_client=2",
-        "split=rolling",
+        pytest.param("split=stage local=sgd local.max_grad_norm=0.5", marks=pytest.mark.full),
+        pytest.param("split=width partition=labels partition.classes_per_client=2", marks=pytest.mark.full),
+        pytest.param("split=rolling", marks=pytest.mark.full),
         "split=scalefl split.start=2",
-        "algorithm=scaffold local=sgd local.momentum=0",
+        pytest.param("algorithm=scaffold local=sgd local.momentum=0", marks=pytest.mark.full),
         "algorithm=fedprox local.precision=bf16",
-        "split=stage local.drop_last=true",
+        pytest.param("split=stage local.drop_last=true", marks=pytest.mark.full),
     ],
 )
 def test_same_bits_as_the_eager_loop(more: str) -> None:

@@ -178,6 +178,7 @@ def test_flower_trains(flower: SimpleNamespace) -> None:
     assert curve[-1] > 0.25
 
 
+@pytest.mark.full
 def test_flower_missing_is_one_line() -> None:
     script = str(ROOT / "examples" / "flower_inco.py")
     code = f"import runpy, sys; sys.modules['flwr'] = None; runpy.run_path({script!r}, run_name='__main__')"

@@ -654,6 +654,7 @@ def test_unfinished_runs_are_drawn_with_a_note(everything: Path, capsys: pytest.
     assert "inco is running, after round 2 of 2; it is drawn as far as it is" in told and "none" not in told
 
 
+@pytest.mark.full
 def test_as_typed_and_without_matplotlib_until_something_is_drawn(everything: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "inco.figures", "--list"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

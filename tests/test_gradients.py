@@ -137,6 +137,7 @@ def test_any_split_and_its_clients_can_be_looked_at(base: tuple[str, ...], split
     assert any("/" in layer for layer in updates) == (split in ("isolated", "inclusive")), "one tensor for each size"
 
 
+@pytest.mark.full
 def test_layers_by_name_values_and_rounds() -> None:
     _, rows, run = simulate(*TINY, "diagnostics=gradients", "diagnostics.every=2", "diagnostics.layers=[layer1.0.conv1,fc]", rounds=4)
     assert ["gradients/norm/fc" in row for row in rows] == [True, True, False, True]

@@ -215,6 +215,7 @@ def test_run_py_is_short() -> None:
     assert len((ROOT / "run.py").read_text().splitlines()) <= 40
 
 
+@pytest.mark.full
 def test_a_run_imports_no_compiler() -> None:
     """torch imports sympy, dynamo and Triton to follow shapes, to count operations and to step an optimizer: 1 s and 130 MB a process."""
     code = (
@@ -225,6 +226,7 @@ def test_a_run_imports_no_compiler() -> None:
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+@pytest.mark.full
 def test_workers_are_on_their_way_before_torch_is_imported(tmp_path: Path) -> None:
     """Importing it takes a second here and in each worker, at the same time."""
     code = (

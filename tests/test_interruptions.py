@@ -149,6 +149,7 @@ def test_preemption_saves_closes_and_ends_with_75(type_command, tmp_path: Path, 
     finished_alike(type_command, tmp_path, least=summary["rounds"])
 
 
+@pytest.mark.full
 def test_kill_loses_at_most_the_round_under_way(type_command, tmp_path: Path) -> None:
     run = start(tmp_path, *MANY, "engine.workers=1")
     wait_for_rounds(tmp_path / "run", 4)

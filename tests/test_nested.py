@@ -73,6 +73,7 @@ def test_shared_steps_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken["head"] == 4 * 5, "and a classifier for each level"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "more",
     ["split=none transform=none", "split=width", "split=rolling", "split=scalefl", "split=isolated", "split=inclusive",

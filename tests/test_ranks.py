@@ -42,6 +42,7 @@ MATRIX |= {"static": [*TINY, "split=stage", "split.bn=static", "capacity=resampl
 
 MATRIX |= {"wide": [*WIDE, *SGD, "algorithm=scaffold", "split=width", "transform=inco"]}
 # every algorithm and every split once
+SHORT = ["scaffold-stage", "fednova-width", "moon-rolling", "wide"]
 FEW = [f"{a}-{SPLITS[i]}" for i, a in enumerate(ALGORITHMS)] + ["scaffold-inclusive", "moon-layer-vit", "wide"]
 
 
@@ -73,8 +74,8 @@ def compare(folder: Path, names: Sequence[str]) -> None:
     assert len(set(weights.values())) == len(weights)
 
 
-def test_every_algorithm_and_every_split_on_one_worker_and_two(tmp_path: Path) -> None:
-    compare(tmp_path, FEW)
+def test_some_algorithms_on_one_worker_and_two(tmp_path: Path) -> None:
+    compare(tmp_path, SHORT)
 
 
 @pytest.mark.full

@@ -226,6 +226,7 @@ def test_some_keeps_the_first_and_the_last() -> None:
         assert chosen[0] == 0 and chosen[-1] == count - 1 and len(chosen) <= 10 and len(set(chosen)) == len(chosen)
 
 
+@pytest.mark.full
 def test_a_page_stays_small_and_is_quick(tmp_path: Path) -> None:
     folder = large_run(tmp_path / "large")
     path = write_run(folder, live=True)

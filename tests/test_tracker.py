@@ -101,6 +101,7 @@ def test_two_runs_in_one_process_are_two_runs_and_read_back(tmp_path, capfd):
     assert run["run_group"] == "table2" and run["job_type"] == "train"
 
 
+@pytest.mark.full
 def test_an_image_is_kept_and_a_bad_one_stops_only_images(tmp_path):
     tracker, run = Wandb(), info(tmp_path / "outputs/a")
     run.folder.mkdir(parents=True)
