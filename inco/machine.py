@@ -109,8 +109,12 @@ def versions() -> dict[str, str]:
     return {"inco": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
+@cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the checkout that this code runs from, and whether its tracked files are as committed; nothing elsewhere."""
+    """Return the commit of the checkout that this code runs from, and whether its tracked files are as committed; nothing elsewhere.
+
+    The answer is that of the first call: what has been imported by then is what runs.
+    """
     root = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:

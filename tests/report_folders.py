@@ -45,7 +45,11 @@ def write_folder(
     choices = {"dataset": "digits", "algorithm": "fedavg", "transform": transform, "tracker": "none", **(chosen or {})}
     known = {"name": folder.name, "group": "g", "choices": choices, "command": "python run.py", "seed": seed, "rounds": len(accuracies)}
     known |= {"difference": [["local.lr", 0.1, None]], "settings": every, "capacities": CAPACITIES, "classes": ["a", "b", "c"]}
-    known |= {"params/small": 1000, "params/large": 2_000_000, "mean_params": 1_000_500, "mean_flops": 5e6, "machine": "Linux x86_64"}
+    known |= {"params/small": 1000, "params/large": 2_000_000, "mean_params": 1_000_500, "mean_flops": 5e6}
+    known |= {
+        "machine": {"system": "Linux x86_64", "cpu": "a processor", "instruction_set": "AVX2"},
+        "git": {"commit": "f00d", "clean": False},
+    }
     if about:
         record.write_about(known | (told or {}))
     if status:

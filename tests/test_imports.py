@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "inco").rglob("*.py"))
 # From top to bottom. A part imports from lower rows, and from its own package.
 ROWS = (
     ("run",),
-    ("inco.features", "inco.plan"),
+    ("inco.features", "inco.plan", "inco.doctor"),
     ("inco.config",),
     ("inco.simulator", "inco.workers", "inco.report", "inco.figures", "inco.profile"),
     ("inco.engine", "inco.population", "inco.progress", "inco.tracker", "inco.checkpoint", "inco.runs"),

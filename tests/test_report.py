@@ -280,7 +280,8 @@ def test_text_is_escaped_unless_it_is_html() -> None:
 def test_nothing_of_a_run_becomes_html(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "run", [[50, 60]], settings={"evil": EVIL, "nested": {EVIL: EVIL}}, more={f"cka/{EVIL}": 0.5})
     about = json.loads((folder / "about.json").read_text())
-    about |= {key: EVIL for key in ("name", "command", "machine", "digest")} | {"classes": [EVIL] * 3, "capacities": [EVIL, "large"]}
+    about |= {"machine": {"cpu": EVIL, "limits": {EVIL: EVIL}, "gpu": [EVIL]}, "git": {"commit": EVIL}}
+    about |= {key: EVIL for key in ("name", "command", "digest")} | {"classes": [EVIL] * 3, "capacities": [EVIL, "large"]}
     about |= {"difference": [[EVIL, EVIL, EVIL]], "versions": {EVIL: EVIL}, "choices": {"dataset": EVIL, "transform": EVIL}}
     (folder / "about.json").write_text(json.dumps(about))
     (folder / "summary.json").write_text(json.dumps({"status": EVIL, "error": EVIL, "warnings": [EVIL]}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from inco.config.naming import digest, identity
 from inco.config.resume import begin, pack, placed, same_run, verdict, wipe
 from inco.config.showing import Showing
 from inco.config.signals import INTERRUPTED, INTERRUPTIONS, PREEMPTED, Preempted, Stop, stoppable
-from inco.config.summary import about, header, peak_memory, scores, sha256, sizes, versions
+from inco.config.summary import about, header, origin, peak_memory, scores, sha256, sizes
 from inco.config.targets import build
 from inco.config.torchrun import meeting, under_torchrun
 from inco.errors import InCoError, WorkerError
@@ -274,8 +273,7 @@ class Session:
         whole = summary | {
             "seed": self.settings["seed"],
             "digest": digest(self.settings),
-            "versions": versions(),
-            "machine": f"{platform.system()} {platform.machine()}",
+            **origin(),
             "command": self.facts["command"],
             "settings": identity(self.settings),
             "warnings": self.warnings,

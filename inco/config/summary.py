@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 import resource
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from inco import machine
 from inco.config.naming import digest, identity
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ def about(run: Assembly, settings: Mapping[str, Any], facts: Mapping[str, Any]) 
         "capacities": [run.split.names[level] for level in sorted(run.costs)],
         "classes": list(run.dataset.classes),
         **sizes(run),
-        "versions": versions(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        **origin(),
     }
 
 
@@ -89,13 +87,6 @@ def sha256(state: ServerState) -> str:
     return hasher.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    named = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "timm", "hydra-core", "wandb"):
-        try:
-            named[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            named[package] = "absent"
-    from inco import __version__
-
-    return {"inco": __version__} | named
+def origin() -> dict[str, Any]:
+    """Return what a result depends on beside settings and data: versions, the machine, and the commit of this code, if it has one."""
+    return {"versions": machine.versions(), "machine": machine.describe(), "git": machine.commit() or None}

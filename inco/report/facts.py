@@ -155,7 +155,7 @@ def origin_section(run: Run) -> Section | None:
         copy = tag("button", "Copy", type="button", data_copy="command")
         content.append(tag("div", tag("pre", tag("code", known["command"], id="command")), copy, class_="command"))
     facts = {
-        "machine": known.get("machine"),
+        **_machine(_mapping(known.get("machine")), _mapping(known.get("git"))),
         "workers": f"{run.summary['workers']} on {run.summary.get('device', MISSING)}" if "workers" in run.summary else None,
         "peak memory": amount(run.summary["peak_rss_bytes"], "B") if run.summary.get("peak_rss_bytes") else None,
         **(known.get("versions") or {}),
@@ -169,6 +169,24 @@ def origin_section(run: Run) -> Section | None:
     return section(
         "origin", "How to get it again", content, lead="In a checkout, with the same versions and kind of device, the same bits."
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _machine(machine: Mapping[str, Any], git: Mapping[str, Any]) -> dict[str, Any]:
+    commit = f"{git['commit']}{'' if git.get('clean') else ', with changes'}" if git.get("commit") else None
+    limits = ", ".join(f"{key}={value}" for key, value in _mapping(machine.get("limits")).items())
+    return {
+        "machine": machine.get("system"),
+        "processor": machine.get("cpu"),
+        "instruction set": " ".join(filter(None, [machine.get("instruction_set"), limits])),
+        "GPU": ", ".join(machine.get("gpu") or ()),
+        "CUDA": machine.get("cuda"),
+        "cuDNN": machine.get("cudnn"),
+        "commit": commit,
+    }
 
 
 def footer(run: Run) -> Html:

@@ -115,6 +115,15 @@ class Wandb:
         except Exception as error:
             return self._off("could not start", error)
 
+    def prospect(self) -> str:
+        """Say what a run started now would do, without starting one."""
+        mode = _env_mode(self.mode)
+        if mode == "disabled":
+            return "off, as WANDB_MODE says"
+        self._wandb = _import_wandb()
+        why = self._why_offline(mode)
+        return f"runs would be offline ({why}); `wandb sync` uploads them later" if why else "runs would be online"
+
     def log(self, metrics: Mapping[str, float], round: int) -> None:
         """Mirror the numbers of one round."""
         if self._run is not None:

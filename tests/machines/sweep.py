@@ -15,9 +15,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from math import inf, isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,15 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from inco.captured import plain_pass  # noqa: E402
+from inco.doctor.products import FARTHEST, step_distance  # noqa: E402
 from inco.flat import BoundModel  # noqa: E402
 from inco.machine import INSTRUCTION_SETS, instruction_set  # noqa: E402
 from inco.seeding import generator  # noqa: E402
-from inco.types import ClientTask, SubModel  # noqa: E402
+from inco.types import SubModel  # noqa: E402
 
 SETS = {"SSE41": "SSE41", "AVX": "AVX", "AVX2": "AVX2", "AVX512_CORE": "AVX512", "DEFAULT": "AVX512"}  # and what the processor must have
 SPLITS = ("none", "isolated", "stage", "width", "rolling", "scalefl", "inclusive")
-# How far rounding may take a product from float64, as a part of what its terms amount to.
-FARTHEST = {"fp32": 1e-4, "bf16": 3e-2}
-LINEAR = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
-ATTENTION = "_scaled_dot_product_"
 
 
 @dataclass(frozen=True)
@@ -105,54 +99,14 @@ def levels(case: Case) -> list[SubModel]:
     return [split.submodel(level, 1) for level in range(len(split.names))]
 
 
-class Beside(TorchDispatchMode):
-    """Computes every product a second time in float64, and keeps the largest distance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.farthest = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in LINEAR or name.startswith(ATTENTION):
-            with torch.backends.mkldnn.flags(enabled=False):
-                exact = func(*_each(args, Tensor.double), **(kwargs or {}))
-                # what the terms amount to: BatchNorm makes sums of which next to nothing is left
-                terms = func(*_each(args, lambda t: t.double().abs()), **(kwargs or {})) if name in LINEAR else exact
-            self.farthest = max(self.farthest, *(far(*each) for each in zip(*map(_results, (out, exact, terms)), strict=True)))
-        return out
-
-
-def _each(args: Any, change: Callable[[Tensor], Tensor]) -> list[Any]:
-    return [change(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-
-
-def _results(out: Any) -> list[Tensor]:
-    return [o for o in (out if isinstance(out, tuple) else (out,)) if isinstance(o, Tensor) and o.is_floating_point()]
-
-
-def far(result: Tensor, exact: Tensor, terms: Tensor) -> float:
-    """Return how far a result is from the exact one, as a part of the length of `terms`; infinity where it is no number."""
-    gap = float(torch.linalg.vector_norm(result.double() - exact))
-    return inf if isnan(gap) else gap / max(float(torch.linalg.vector_norm(terms)), 1e-30)
-
-
 def distance(sub: SubModel, case: Case) -> float:
-    """Return how far the products of a training step, forward and backward, are from float64.
-
-    The gradient of the whole model would say less: rounding switches ReLUs over, whoever computes it.
-    """
+    """Return how far the products of a training step are from float64."""
     torch.manual_seed(0)
     bound = BoundModel(sub.build().train(), sub.params.layout, sub.buffers.layout)
     stream = generator(0, "sweep")
     x = torch.randn(case.batch, *case.shape, generator=stream).contiguous(memory_format=torch.channels_last)
     y = torch.randint(5, (case.batch,), generator=stream)
-    task = ClientTask(0, 1, sub.level, torch.arange(case.batch), torch.ones(5, dtype=torch.bool))
-    plain_pass(bound.model, sub.objective, x, y, task, case.precision)[1].backward()  # as in training: nothing between the operations
-    with Beside() as beside:
-        plain_pass(bound.model, sub.objective, x, y, task, case.precision)[1].backward()
-    return beside.farthest
+    return step_distance(bound, x, y, case.precision, sub.objective, torch.ones(5, dtype=torch.bool))
 
 
 def work(first: int, short: bool) -> None:

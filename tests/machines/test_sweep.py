@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from machines.sweep import FARTHEST, Beside, Case, checked, distance, levels, look, resnet, usable
+from inco.doctor.products import FARTHEST, Beside
+from machines.sweep import Case, checked, distance, levels, look, resnet, usable
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch says so of any use of its switch for oneDNN
 AVX2 = pytest.mark.skipif("AVX2" not in usable(), reason="the processor has no AVX2")
