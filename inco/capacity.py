@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from math import fsum
 from pathlib import Path
 from typing import Protocol
 
@@ -54,9 +55,9 @@ class Resampled:
 
     def __init__(self, shares: list[float] | None = None, *, num_clients: int, num_levels: int, seed: int) -> None:
         shares = list(shares) if shares else [1 / num_levels] * num_levels
-        if len(shares) != num_levels or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if len(shares) != num_levels or min(shares) < 0 or abs(fsum(shares) - 1) > 1e-6:
             raise ConfigError(f"capacity.shares={shares}: give {num_levels} probabilities, one a level, that sum to 1")
-        self.shares, self.seed = [share / sum(shares) for share in shares], seed
+        self.shares, self.seed = [share / fsum(shares) for share in shares], seed
         self.levels = tuple(level for level, share in enumerate(shares) if share > 0)
         self.num_clients = num_clients
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from math import fsum  # exact, whatever the order; the sum of floats is another one from Python 3.12 on
 from typing import Any, Protocol
 
 import torch
@@ -165,14 +166,14 @@ class Simulator:
             for level in sorted({t.level for t in tasks}):
                 by_level[f"{key}/{names[level]}"] = sum(n for t, n in zip(tasks, numbers, strict=True) if t.level == level)
         return {
-            "train/loss": sum(row.loss * row.examples for row in aggregate.clients) / seen if seen else float("nan"),
+            "train/loss": fsum(row.loss * row.examples for row in aggregate.clients) / seen if seen else float("nan"),
             **{key: sum(numbers) for key, numbers in work.items()},
             **by_level,
         }
 
     @staticmethod
     def _scores(submodels: Mapping[int, SubModel], scores: Mapping[int, Score]) -> Metrics:
-        mean = sum(s.accuracy for s in scores.values()) / len(scores)
-        loss = sum(s.loss for s in scores.values()) / len(scores)
+        mean = fsum(s.accuracy for s in scores.values()) / len(scores)
+        loss = fsum(s.loss for s in scores.values()) / len(scores)
         by_level = {f"test/acc/{submodels[level].name}": s.accuracy for level, s in scores.items()}
         return {"test/acc": mean, "test/loss": loss} | by_level

@@ -46,7 +46,12 @@ def in_the_lab(lab: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(lab))
     monkeypatch.setenv("INCO_ALLOW_TARGETS", "mine")
     monkeypatch.chdir(lab)
+    _forget()  # other tests have a `mine` of their own
     yield
+    _forget()
+
+
+def _forget() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in ("mine", "make_scans", "test_sign")]:
         del sys.modules[name]
 

@@ -160,7 +160,7 @@ def test_wrong_settings_are_told() -> None:
         Gradients(1, "layer1")
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_worker_counts_and_sittings_leave_the_same_bytes(type_command, tmp_path: Path) -> None:
     words = (*TINY, "diagnostics=all", "diagnostics.every=1", "diagnostics.images=16", "diagnostics.batch=8", "tracker=none")
     for name, more in (("one", ["engine.workers=1"]), ("two", ["engine.workers=2"]), ("later", ["engine.workers=2", "rounds=1"])):

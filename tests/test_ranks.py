@@ -41,9 +41,7 @@ MATRIX |= {"static": [*TINY, "split=stage", "split.bn=static", "capacity=resampl
 
 
 MATRIX |= {"wide": [*WIDE, *SGD, "algorithm=scaffold", "split=width", "transform=inco"]}
-# every algorithm and every split once
 SHORT = ["scaffold-stage", "fednova-width", "moon-rolling", "wide"]
-FEW = [f"{a}-{SPLITS[i]}" for i, a in enumerate(ALGORITHMS)] + ["scaffold-inclusive", "moon-layer-vit", "wide"]
 
 
 def start(folder: Path, world: int, phases: list[str], names: Sequence[str]) -> dict[str, Any]:
@@ -81,10 +79,16 @@ def test_some_algorithms_on_one_worker_and_two(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_every_algorithm_on_every_split_on_one_worker_and_two(tmp_path: Path) -> None:
+    assert start(tmp_path, 2, ["whole"], list(MATRIX)) == start(tmp_path, 1, ["whole"], list(MATRIX))
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_every_algorithm_on_every_split_going_on_with_other_workers(tmp_path: Path) -> None:
     compare(tmp_path, list(MATRIX))
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("names", [pytest.param(FEW, marks=pytest.mark.full), pytest.param(list(MATRIX), marks=pytest.mark.nightly)])
-def test_four_workers_are_one(tmp_path: Path, names: list[str]) -> None:
-    assert start(tmp_path, 4, ["whole"], names) == start(tmp_path, 1, ["whole"], names)
+def test_four_workers_are_one(tmp_path: Path) -> None:
+    assert start(tmp_path, 4, ["whole"], list(MATRIX)) == start(tmp_path, 1, ["whole"], list(MATRIX))

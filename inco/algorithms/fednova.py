@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import fsum
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ class FedNova(Algorithm):
             server["tau_eff"] = plan.mean(a, self.weighting)
         else:
             weights = plan.examples if self.weighting == "examples" else [1] * len(a)
-            mean = sum(n * a_i for n, a_i in zip(weights, a, strict=True)) / sum(weights)
+            mean = fsum(n * a_i for n, a_i in zip(weights, a, strict=True)) / fsum(weights)
             server["tau_eff"] = torch.full_like(server["tau_eff"], mean)
 
     def local_end(self, run: LocalRun) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ def says(error: pytest.ExceptionInfo[Any], *words: str) -> None:
 
 def write_idx(path: Path, array: np.ndarray) -> None:
     head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(head + array.tobytes())  # type: ignore[operator]
+    data = head + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
 class SmallFashion(FashionMNIST):
