@@ -114,7 +114,7 @@ def products() -> Iterator[Line]:
 def runs() -> Iterator[Line]:
     """Compare runs that must have the same bits: two workers and one, and on a GPU captured passes and eager ones."""
     if not _run_py().exists():
-        yield Line("ranks", f"not looked at: no run.py beside the package ({_run_py()})")
+        yield Line("ranks", "not looked at: no run.py beside the package")
         return
     yield _same("ranks", "two workers and one", ("engine.workers=2", "engine.device=cpu"), ("engine.workers=1", "engine.device=cpu"))
     if machine.gpus():
