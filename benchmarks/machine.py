@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inco import machine
+
+PEERS = ("flwr", "ray", "pfl")
 MARK = "INCO_BENCHMARK"  # the environment variable by which processes of a trial are known, whoever started them
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -87,26 +88,8 @@ def _busy() -> float:
     return (user + nice + system + irq + softirq + steal) / _TICK
 
 
-def cpu_model() -> str:
-    """Return the processor's name."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
 def describe() -> dict[str, Any]:
     """Return the machine and the versions of what is compared."""
-    versions = {"python": platform.python_version()}
-    for package in ("inco", "torch", "torchvision", "numpy", "flwr", "ray", "pfl"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    if versions["inco"] == "absent":  # used from its checkout
-        from inco import __version__
-
-        versions["inco"] = __version__
+    versions = machine.versions() | {package: machine.version(package) for package in PEERS}
     cores = len(os.sched_getaffinity(0))
-    return {"cpu": cpu_model(), "cores": cores, "system": f"{platform.system()} {platform.machine()}", "versions": versions}
+    return machine.describe() | {"cores": cores, "versions": versions}
