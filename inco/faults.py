@@ -144,8 +144,11 @@ def covers_in_one_step(
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Tell whether oneDNN gets a convolution of images, and gets it channels-last, which torch decides by the strides of either."""
-    enabled = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    return enabled and x.device.type == "cpu" and x.dim() == 4 and (_channels_last(x) or _channels_last(weight))
+    return _onednn_enabled() and x.device.type == "cpu" and x.dim() == 4 and (_channels_last(x) or _channels_last(weight))
+
+
+def _onednn_enabled() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _channels_last(t: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,12 +63,15 @@ SMALL = ("debug=tiny", "dataset=synthetic", "dataset.num_train=60", "dataset.num
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of the user's own."""
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A model of the user's own, computed without oneDNN: where this machine has the fault, the test must not meet it."""
+    monkeypatch.setattr(faults, "_onednn_enabled", lambda: True)
     (tmp_path / "mine_narrow.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("INCO_ALLOW_TARGETS", "mine_narrow")
     monkeypatch.delitem(sys.modules, "mine_narrow", raising=False)
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 def start(isa: str, monkeypatch: pytest.MonkeyPatch, *overrides: str, side: int = 8) -> Any:
