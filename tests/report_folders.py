@@ -39,10 +39,10 @@ def write_folder(
         row = {"round": number, "test/acc": sum(pair) / 2, "test/loss": 2.0 / number, **scores, "train/loss": 1.0 / number}
         row |= {"comm/up_bytes": 1000, "comm/down_bytes": 3000, "update/norm": 0.5, "compute/flops": 10**9}
         record.append(row | {"time/train_s": 2.0, "time/eval_s": 0.5, "time/round_s": 3.0} | (more or {}))
-    target = {"none": "inco.server.transforms.Identity"}.get(transform, "inco.server.transforms.InCo")
-    every = {"seed": seed, "num_clients": 4, "local": {"lr": 0.1, "betas": [0.9, 0.999]}, "transform": {"_target_": target}}
-    every |= settings or {}
     choices = {"dataset": "digits", "algorithm": "fedavg", "transform": transform, "tracker": "none", **(chosen or {})}
+    options = {group: option for group, option in choices.items() if group != "tracker"}
+    every = {"seed": seed, "num_clients": 4, "local": {"lr": 0.1, "betas": [0.9, 0.999]}, "transform": {}, "options": options}
+    every |= settings or {}
     known = {"name": folder.name, "group": "g", "choices": choices, "command": "python run.py", "seed": seed, "rounds": len(accuracies)}
     known |= {"difference": [["local.lr", 0.1, None]], "settings": every, "capacities": CAPACITIES, "classes": ["a", "b", "c"]}
     known |= {"params/small": 1000, "params/large": 2_000_000, "mean_params": 1_000_500, "mean_flops": 5e6}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, settings_of
 
+from inco.config.front import check
 from inco.config.naming import FREE, digest, identity
 from inco.config.registry import SCHEMAS
 from inco.config.schema import Root
@@ -178,3 +179,13 @@ def test_experiments_run_small() -> None:
         assert problems == [], path.stem
         assert mini["rounds"] < paper["rounds"] and mini["model"] != paper["model"], path.stem
         assert (paper["num_clients"], paper["sample_ratio"]) in ((100, 0.1), (10, 1.0)), "Section 5.1, and G.1 for the case study"
+
+
+def test_a_class_of_this_project_may_move_and_one_of_the_users_is_part_of_a_run() -> None:
+    base = settings_of()
+    moved = {**base, "algorithm": base["algorithm"] | {"_target_": "inco.elsewhere.FedAvg"}}
+    users = {**base, "algorithm": base["algorithm"] | {"_target_": "mine.FedAvg"}}
+    assert identity(base)["options"]["algorithm"] == "fedavg"
+    assert digest(moved) == digest(base) != digest(users)
+    with pytest.raises(ConfigError, match=r"server\._target_=inco\.server\.optim\.Yogi: choose an option of conf/server/"):
+        check(ROOT / "conf", ["server=adam", "server._target_=inco.server.optim.Yogi"])

@@ -45,10 +45,9 @@ CHOICES = {
 }
 SETTINGS = {
     "num_clients": 4,
-    "partition": {"_target_": "inco.data.partition.Dirichlet", "alpha": 0.5},
-    "model": {"_target_": "inco.models.resnet.ResNetFamily"},
-    "local": {"_target_": "inco.local.Adam", "batch_size": 32, "lr": 0.001},
-    "uplink": {"_target_": "inco.uplink.Clean"},
+    "partition": {"alpha": 0.5},
+    "local": {"batch_size": 32, "lr": 0.001},
+    "uplink": {},
 }
 
 
@@ -253,7 +252,7 @@ def test_figure_1(tmp_path: Path) -> None:
 def test_figure_1_has_a_row_a_family(tmp_path: Path) -> None:
     cka_run(tmp_path / "a")
     rows = [{"test/acc": 1.0, "cka/blocks.10": 0.3, "cka/blocks.2": 0.7}]
-    make_run(tmp_path / "b", rows=rows, changes={"model": {"_target_": "inco.models.vit.ViTFamily"}}, model="vit_tiny")
+    make_run(tmp_path / "b", rows=rows, model="vit_tiny")
     with paper_style():
         figure = cka.similarity_and_accuracy(groups_of(tmp_path), NO)
     assert [axes.get_title("left").split(":")[0] for axes in figure.axes] == ["(a) ResNet", "(b) ResNet", "(c) ViT", "(d) ViT"]
@@ -443,7 +442,7 @@ def test_figure_7_finds_what_varies(tmp_path: Path) -> None:
                 changes = {"local": {"batch_size": size}}
                 scored(tmp_path / f"{word}-{size}-{seed}", 100 - size / 2 + extra + 2 * seed, seed, transform=word, changes=changes)
         for scale in (1.0, 2.0):
-            changes = {"uplink": {"_target_": "inco.uplink.Noise", "scale": scale}}
+            changes = {"uplink": {"scale": scale}}
             scored(tmp_path / f"{word}-n{scale}", 60 - scale + extra, transform=word, changes=changes, uplink="noise")
     groups = groups_of(tmp_path)
     with paper_style():

@@ -357,7 +357,7 @@ def test_sizes_by_hand(tmp_path: Path) -> None:
 def test_two_groups_beside_one_number_are_told_apart(tmp_path: Path) -> None:
     for rule in ("official", "theorem"):
         options = {**STAGE, "dataset": "cifar10"}
-        settings = {"partition": {"alpha": 0.5}, "transform": {"_target_": "x.InCo", "rule": rule}}
+        settings = {"partition": {"alpha": 0.5}, "transform": {"rule": rule}}
         write_folder(tmp_path / "runs" / rule, [[68, 70]], chosen=options, settings=settings, told={"experiment": "table2_resnet"})
     write_comparison(find([tmp_path / "runs"]), tmp_path, "x")
     heads, _, *rows = rows_of((tmp_path / "comparison.md").read_text(), "| where | method |")

@@ -386,7 +386,7 @@ def test_only_what_differs_is_a_column(tmp_path: Path) -> None:
     for lr in (0.1, 0.2):
         for transform in ("inco", "none"):
             for rule in ("official", "theorem") if transform == "inco" else ("",):
-                part = {"_target_": f"x.{transform}"} | ({"rule": rule} if rule else {})
+                part = {"rule": rule} if rule else {}
                 more = {"local": {"lr": lr, "betas": [0.9, 0.999]}, "transform": part}
                 write_folder(tmp_path / f"{transform}{rule}{lr}", [[50, 50]], transform=transform, settings=more)
     found = groups.group(find([tmp_path]))
@@ -412,8 +412,8 @@ def test_folders_without_about_json_are_grouped_by_their_settings(tmp_path: Path
         for transform in ("inco", "none"):
             write_folder(tmp_path / f"{transform}{seed}", [[50, 50]], seed=seed, transform=transform, about=False)
     found = groups.group(find([tmp_path]))
-    assert [(one.label, len(one.runs)) for one in found] == [("InCo", 2), ("Identity", 2)]
-    assert groups.gains(found)[0].base.label == "Identity"
+    assert [(one.label, len(one.runs)) for one in found] == [("inco", 2), ("none", 2)]
+    assert groups.gains(found)[0].base.label == "none"
     (tmp_path / "bare1").mkdir()
     (tmp_path / "bare2").mkdir()
     for name in ("bare1", "bare2"):

@@ -28,4 +28,4 @@ def difference(settings: Mapping[str, Any], choices: Mapping[str, str], conf: Pa
     base = plain(compose("config", overrides=[f"{group}={choices[group]}" for group in GROUPS if group in choices]))
     ours, theirs = flat(settings), flat(base)
     values = [(key, value, theirs.get(key)) for key, value in ours.items() if key not in theirs or theirs[key] != value]
-    return options + [change for change in values if change[0].split(".")[0] not in ("experiment", "debug")]
+    return options + [change for change in values if change[0].split(".")[0] not in ("experiment", "debug", "options")]

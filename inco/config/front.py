@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from inco.config.naming import in_paper, plain
+from inco.config.targets import ALLOWED
 from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
 from inco.errors import ConfigError, StorageError
 from inco.names import flat
@@ -240,6 +241,8 @@ def _sort_out(extra: list[str], overrides: Sequence[Override]) -> tuple[list[Ove
 def _unknown(conf: Path, base: DictConfig, override: Override) -> str | None:
     """Say so where nothing reads a key."""
     key = override.key_or_group
+    if key.endswith("._target_") and str(override.value()).startswith(ALLOWED):
+        return f"{override.input_line}: choose an option of conf/{key.partition('.')[0]}/ instead; a run is known by its options' names"
     if override.type == OverrideType.DEL or _exists(base, key):
         return None
     group, _, rest = key.partition(".")

@@ -12,24 +12,31 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from inco.config.validate import typed
+from inco.config.targets import ALLOWED
+from inco.config.validate import GROUPS, typed
 
 # What may differ between two sessions of one run: nothing here changes a round's result.
 FREE = ("name", "rounds", "checkpoint_every", "fresh", "scale", "engine", "tracker", "experiment", "debug")
 # Settings that came after a release, as `group.setting`, each with the value that does what runs did before it. At that value a setting is
 # no part of what a run is, so the same command finds the folder of the older release and goes on from its checkpoints.
-LATER: dict[str, Any] = {"dataset.test_drop_last": None}
+LATER: dict[str, Any] = {}
 _SHOWN = ("dataset", "model", "split", "algorithm", "transform")
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a result depends on."""
-    kept = {key: value for key, value in settings.items() if key not in FREE}
+    """Return the settings that a result depends on: options by their names, so that a class may move; users' classes by their paths."""
+    kept = {key: _without_our_path(value) for key, value in settings.items() if key not in FREE}
+    kept["options"] = {group: option for group, option in settings.get("options", {}).items() if group not in FREE}
     for place, before in LATER.items():
         group, _, name = place.partition(".")
         if name in (part := kept.get(group, {})) and part[name] == before:
             kept[group] = {key: value for key, value in part.items() if key != name}
     return kept
+
+
+def _without_our_path(node: Any) -> Any:
+    ours = isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)
+    return {key: value for key, value in node.items() if key != "_target_"} if ours else node
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -39,14 +46,23 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain, typed Python, without Hydra's own part and without the name."""
+    """Return a composed configuration as plain, typed Python, without Hydra's own part and without the name.
+
+    `options` are the names of the chosen options by group.
+    """
     keys = [str(key) for key in cfg if key not in ("hydra", "name")]
     chosen = OmegaConf.masked_copy(cfg, keys)
-    return typed(OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False))  # type: ignore[arg-type]
+    settings = typed(OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False))  # type: ignore[arg-type]
+    choices = _choices()
+    return settings | {"options": {group: str(choices[group]) for group in GROUPS if group in choices}}
+
+
+def _choices() -> Mapping[str, Any]:
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
 
 
 def _run_name(*, _root_: DictConfig) -> str:
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    choices = _choices()
     settings = plain(_root_)
     words = [str(choices[group]) for group in _SHOWN if group in choices]
     return "-".join([*words, f"s{settings['seed']}", digest(settings)])
@@ -54,8 +70,7 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 def in_paper() -> bool:
     """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or figures."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return re.match(r"(table|figure)\d", str(choices.get("experiment") or "")) is not None
+    return re.match(r"(table|figure)\d", str(_choices().get("experiment") or "")) is not None
 
 
 def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:

@@ -39,6 +39,7 @@ def about(run: Assembly, settings: Mapping[str, Any], facts: Mapping[str, Any]) 
         "digest": digest(settings),
         "rounds": settings["rounds"],
         "settings": identity(settings),
+        "targets": {group: node["_target_"] for group, node in settings.items() if isinstance(node, Mapping) and "_target_" in node},
         "capacities": [run.split.names[level] for level in sorted(run.costs)],
         "classes": list(run.dataset.classes),
         **sizes(run),

@@ -64,7 +64,7 @@ def _typed(schema: type, node: Mapping[str, Any]) -> dict[str, Any]:
 
 def validate(settings: Mapping[str, Any]) -> list[str]:
     """Return every problem of a configuration (plain Python), in the order of the groups. Empty: it can be built."""
-    top = {key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS)}
+    top = {key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS, "options")}
     problems = _check("", Root, top)
     sound = {"": not problems}  # the groups without a problem of their own: rules across groups read checked values
     for group in GROUPS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def rebuild(folder: Path) -> Rebuilt:
     settings = found.about.get("settings") or found.summary.get("settings")
     if not settings:
         raise DataError(f"{folder}: neither about.json nor summary.json tells settings; give the folder of a run, below outputs/")
-    whole = _bare(settings)
+    whole = _bare(settings, found.about.get("targets", {}))
     with RunLock(folder):  # a run that is under way keeps its checkpoints to itself
         saved = Checkpoints(folder).load_latest()
     if saved is None:
@@ -97,10 +97,12 @@ def rebuild(folder: Path) -> Rebuilt:
     return Rebuilt(run, begin(run, ranks, whole, saved), int(whole["seed"]), PARTS["method"](Group((found,))))
 
 
-def _bare(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without what a look at the models does not need: diagnostics, workers, weights that the checkpoint replaces."""
-    model = settings["model"] | ({"pretrained": False} if "pretrained" in settings["model"] else {})
-    return {**settings, "model": model, "diagnostics": {"_target_": "inco.diagnostics.NoDiagnostics"}, "engine": _ENGINE}
+def _bare(settings: dict[str, Any], targets: Mapping[str, str]) -> dict[str, Any]:
+    """The settings with their classes, without what a look at the models does not need: diagnostics, workers, pretrained weights."""
+    whole = settings | {group: {"_target_": target, **settings[group]} for group, target in targets.items() if group in settings}
+    if "pretrained" in whole["model"]:  # the checkpoint replaces them
+        whole["model"] = whole["model"] | {"pretrained": False}
+    return {**whole, "diagnostics": {"_target_": "inco.diagnostics.NoDiagnostics"}, "engine": _ENGINE}
 
 
 def sum_of(parts: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-_FAMILIES = {"ResNetFamily": "ResNet", "ViTFamily": "ViT", "CNNFamily": "CNN"}
+_FAMILIES = {"resnet": "ResNet", "vit": "ViT", "cnn": "CNN"}  # by the first letters of a model's option
 _MOST_MAPS, _MOST_METHODS = 6, 4  # heat maps side by side
 
 
@@ -201,8 +201,8 @@ def _families(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def _family(group: Group) -> str:
-    target = str(group.settings.get("model._target_", ""))
-    return _FAMILIES.get(target.rpartition(".")[2], group.choices.get("model", "model"))
+    model = group.choices.get("model", "model")
+    return next((family for start, family in _FAMILIES.items() if model.startswith(start)), model)
 
 
 def _need(figure: str, groups: Sequence[Group], arrays: bool) -> None:

@@ -103,12 +103,15 @@ def choices(run: Run) -> Mapping[str, str]:
     if run.about:
         return dict(run.about["choices"])
     named = _NAME.fullmatch(run.folder.name)
-    targets = {k: v["_target_"].rpartition(".")[2].lower() for k, v in settings(run).items() if isinstance(v, Mapping) and "_target_" in v}
-    return targets | ({word: named[word] for word in _NAMED} if named else {})
+    return _recorded(run).get("options", {}) | ({word: named[word] for word in _NAMED} if named else {})
 
 
 def settings(run: Run) -> Mapping[str, Any]:
-    return dict(run.about.get("settings") or run.summary.get("settings") or {})
+    return {key: value for key, value in _recorded(run).items() if key != "options"}
+
+
+def _recorded(run: Run) -> Mapping[str, Any]:
+    return run.about.get("settings") or run.summary.get("settings") or {}
 
 
 def seed(run: Run) -> int:

@@ -106,13 +106,12 @@ def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
 
 def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Group]]]:
     """Groups that differ in nothing but `key`, by what tells them from the others."""
-    apart = {key, f"{key.partition('.')[0]}._target_"} if key == "uplink.scale" else {key}
     found: dict[str, list[Group]] = {}
     for group in groups:
         told = {**group.settings, **{name: group.choices.get(name) for name in ("algorithm", "transform", "split", "model")}}
-        rest = repr(sorted((k, repr(v)) for k, v in told.items() if k not in apart | {"seed"}))
+        rest = repr(sorted((k, repr(v)) for k, v in told.items() if k not in (key, "seed")))
         found.setdefault(rest, []).append(group)
-    names = labels_of([line[0] for line in found.values()], ignore=("uplink", "dataset", "partition", *apart))
+    names = labels_of([line[0] for line in found.values()], ignore=("uplink", "dataset", "partition", key))
     lines = {name: [(_value(group, key), group) for group in line] for name, line in zip(names, found.values(), strict=True)}
     return dict(sorted(lines.items(), key=lambda item: natural(item[0])))
 

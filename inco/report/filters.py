@@ -55,4 +55,4 @@ def _is(value: Any, typed: str) -> bool:
 def _like(key: str, known: Sequence[tuple[Run, Mapping[str, Any]]]) -> str:
     keys = sorted({name for _, told in known for name in told})
     close = get_close_matches(key, keys, 1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(name for name in keys if '_target_' not in name)}"
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(keys)}"

@@ -29,14 +29,16 @@ def choices(run: Run) -> dict[str, str]:
     told = run.about.get("choices")
     if told:
         return {group: option for group, option in told.items() if group not in _FREE}
-    parts = {group: part["_target_"] for group, part in settings(run).items() if isinstance(part, dict) and "_target_" in part}
-    return {group: str(target).rpartition(".")[2] for group, target in parts.items()}
+    return _recorded(run).get("options", {})
 
 
 def settings(run: Run) -> Mapping[str, Any]:
     """Return the settings that a result depends on, the seed left out."""
-    known = run.about.get("settings") or run.summary.get("settings") or {}
-    return {key: value for key, value in known.items() if key != "seed"}
+    return {key: value for key, value in _recorded(run).items() if key not in ("seed", "options")}
+
+
+def _recorded(run: Run) -> Mapping[str, Any]:
+    return run.about.get("settings") or run.summary.get("settings") or {}
 
 
 def facts(run: Run) -> dict[str, Any]:

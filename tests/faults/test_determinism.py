@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, read_rows, read_summary, settings_of
+from support import ROOT, read_summary, settings_of
 
 from faults.sitting import ONE, after_round, same_end, sit
-from inco.checkpoint import Checkpoints, State
 from inco.config import naming
 from inco.config.signals import Preempted
 from inco.errors import ConfigError
-from inco.machine import arithmetic
 
 pytestmark = pytest.mark.full
 
@@ -75,32 +70,6 @@ def test_r03_a_run_in_two_sittings_is_the_run_in_one(tmp_path: Path, case: str) 
         again = sit(tmp_path / f"stopped{k}", *words, rounds=rounds)
         assert again["status"] == "finished"
         same_end(tmp_path / f"stopped{k}", tmp_path / "whole")
-
-
-def content(saved: State) -> str:
-    """Return a digest of a checkpoint's tensors: names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(saved.tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def test_r27_a_checkpoint_of_an_older_release_loads(tmp_path: Path) -> None:
-    """The folder of a run of 0.1 as it was left after round 2: its vectors are what they were, and it goes on."""
-    fixture = GOLDEN / "checkpoint_0_1"
-    shutil.copytree(fixture / "run", tmp_path / "run")
-    said = json.loads((fixture / "content.json").read_text())
-    saved = Checkpoints(tmp_path / "run").load_latest()
-    assert saved is not None and saved.round == 2
-    assert content(saved) == said["content"]
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    summary = sit(tmp_path / "run", *said["words"], rounds=3)
-    assert summary["rounds"] == 3 and summary["status"] == "finished"
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(before), "the older release's rows stay"
-    assert len(read_rows(tmp_path / "run")) == 3
-    if arithmetic() in said["weights_sha256_after_3"]:
-        assert summary["weights_sha256"] == said["weights_sha256_after_3"][arithmetic()]
 
 
 def test_r27_a_setting_that_came_later_changes_no_older_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

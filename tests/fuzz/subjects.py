@@ -16,6 +16,7 @@ from fuzz.subjects_data import Batches, Cache, Idx, ImageArchive, Pictures
 from inco.capacity import Table
 from inco.checkpoint import META, TENSORS, Checkpoints, State, _hash_json
 from inco.client_store import ClientStore
+from inco.config.naming import identity
 from inco.config.resume import verdict
 from inco.data.partition_file import read_partition, save_partition
 from inco.flat import Layout, Slice
@@ -157,10 +158,7 @@ class Record(Subject):
         record = RunRecord(self.folder)
         for round_ in (1, 2, 3):
             record.append({"round": round_, "test/acc": 1.5})
-        kept = {
-            key: value for key, value in self.settings.items() if key not in ("rounds", "engine", "tracker", "checkpoint_every", "fresh")
-        }
-        record.write_summary({"status": "finished", "rounds": 2, "settings": kept, "test/acc": 1.5, "warnings": []})
+        record.write_summary({"status": "finished", "rounds": 2, "settings": identity(self.settings), "test/acc": 1.5, "warnings": []})
 
     def read(self) -> Any:
         return verdict(self.settings, self.folder), RunRecord(self.folder).rows()
