@@ -1,4 +1,5 @@
-"""Train a federation of clients that hold models of different sizes: `python run.py`, `python run.py --help`.
+"""Train a federation of clients that hold models of different sizes: `python run.py`, `python
+run.py --help`.
 
 Nothing heavy is imported here, so that help, completion and error messages come at once.
 """
@@ -9,8 +10,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from inco.config.cli import Ledger, front_door, run_job
 from inco.config.naming import register
+from inco.run.cli import Ledger, front_door, run_job
 
 CONF = Path(__file__).resolve().parent / "conf"
 

@@ -14,13 +14,36 @@ WHAT = {"w1": "rounds", "w2": "rounds", "scale": "scale", "gpu": "gpu", "startup
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast InCo is, beside the floor and other frameworks.")
-    parser.add_argument("what", choices=WHAT, help="w1, w2: a round; scale: many clients; gpu: the paper's setting; startup: run.py")
-    parser.add_argument("--repeats", type=_count, help="starts of each system, in turns (default 3)")
-    parser.add_argument("--rounds", type=_count, help="rounds of each start, after its warm-up (default 3; scale 10, startup 12)")
-    parser.add_argument("--peers", action="store_true", help="w1, w2: Flower and pfl-research too (benchmarks/requirements.txt)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, in seconds: whether it works, not how fast")
-    parser.add_argument("--out", help="where the JSON goes (default: a new file below outputs/benchmarks)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="How fast InCo is, beside the floor and other frameworks.",
+    )
+    parser.add_argument(
+        "what",
+        choices=WHAT,
+        help="w1, w2: a round; scale: many clients; gpu: the paper's setting; startup: run.py",
+    )
+    parser.add_argument(
+        "--repeats", type=_count, help="starts of each system, in turns (default 3)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_count,
+        help="rounds of each start, after its warm-up (default 3; scale 10, startup 12)",
+    )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="w1, w2: Flower and pfl-research too (benchmarks/requirements.txt)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny sizes, in seconds: whether it works, not how fast",
+    )
+    parser.add_argument(
+        "--out", help="where the JSON goes (default: a new file below outputs/benchmarks)"
+    )
     return parser.parse_args(argv)
 
 

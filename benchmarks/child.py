@@ -1,4 +1,6 @@
-"""One system being measured, in a process of its own: `python -m benchmarks.child`, with the job's file in the environment."""
+"""One system being measured, in a process of its own: `python -m benchmarks.child`, with the job's
+file in the environment.
+"""
 
 from __future__ import annotations
 

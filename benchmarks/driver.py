@@ -1,4 +1,6 @@
-"""Runs systems one after the other, each in fresh processes, and watches the machine while they work."""
+"""Runs systems one after the other, each in fresh processes, and watches the machine while they
+work.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ DIRTY = 0.10  # CPUs that others may keep busy in a clean round
 
 @dataclass
 class Round:
-    """One round: seconds of training and scoring, how far weights moved, and the CPUs that others kept busy meanwhile."""
+    """One round: seconds of training and scoring, how far weights moved, and the CPUs that others
+    kept busy meanwhile.
+    """
 
     number: int
     train_s: float
@@ -51,7 +55,11 @@ class Round:
 
 @dataclass
 class Trial:
-    """One start of one system. `rounds`: without the warm-up; `start_s`: until its first round; `failed`: why it does not count."""
+    """One start of one system.
+
+    `rounds`: without the warm-up; `start_s`: until its first round; `failed`: why it does not
+    count.
+    """
 
     system: str
     repeat: int
@@ -67,9 +75,17 @@ class Trial:
 
 
 def interleave(
-    systems: Sequence[System], settings: Mapping[str, Any], rounds: int, repeats: int, say: Callable[[str], None], timeout: float = 3600
+    systems: Sequence[System],
+    settings: Mapping[str, Any],
+    rounds: int,
+    repeats: int,
+    say: Callable[[str], None],
+    timeout: float = 3600,
 ) -> list[Trial]:
-    """Measure every system `repeats` times, in turns; each turn begins with another system. The first round of a trial is its warm-up."""
+    """Measure every system `repeats` times, in turns; each turn begins with another system.
+
+    The first round of a trial is its warm-up.
+    """
     trials = []
     for repeat in range(repeats):
         first = repeat % len(systems)
@@ -81,17 +97,23 @@ def interleave(
     return trials
 
 
-def run_trial(system: System, settings: Mapping[str, Any], rounds: int, repeat: int = 0, timeout: float = 3600) -> Trial:
-    """Start a system, follow `rounds` rounds after its warm-up, and see to it that nothing of it is left."""
+def run_trial(
+    system: System, settings: Mapping[str, Any], rounds: int, repeat: int = 0, timeout: float = 3600
+) -> Trial:
+    """Start a system, follow `rounds` rounds after its warm-up, and see to it that nothing of it is
+    left.
+    """
     trial = Trial(system.name, repeat)
     missing = system.missing()
     if missing:
         trial.failed = f"not installed: {', '.join(missing)} (benchmarks/requirements.txt)"
         return trial
     with tempfile.TemporaryDirectory(prefix="inco-benchmark-") as name:
-        folder, mark = Path(name), uuid.uuid4().hex
+        folder = Path(name)
+        mark = uuid.uuid4().hex
         with _pipe(folder / "events") as pipe:
-            began, watch = time.monotonic(), Watch(mark)
+            began = time.monotonic()
+            watch = Watch(mark)
             process = _start(system, settings, rounds + 1, folder, mark)
             try:
                 _follow(process, pipe, watch, trial, began, timeout)
@@ -101,40 +123,74 @@ def run_trial(system: System, settings: Mapping[str, Any], rounds: int, repeat: 
     return trial
 
 
-def _start(system: System, settings: Mapping[str, Any], rounds: int, folder: Path, mark: str) -> subprocess.Popen[bytes]:
+def _start(
+    system: System, settings: Mapping[str, Any], rounds: int, folder: Path, mark: str
+) -> subprocess.Popen[bytes]:
     order = {
         "module": system.module,
         "threads": system.threads,
         "options": dict(system.options),
-        "settings": {**settings, "engine": settings["engine"] | {"state_dir": str(folder / "clients")}},
+        "settings": {
+            **settings,
+            "engine": settings["engine"] | {"state_dir": str(folder / "clients")},
+        },
         "rounds": rounds,
         "pipe": str(folder / "events"),
     }
     (folder / "job.json").write_text(json.dumps(order))
     threads = str(max(1, system.threads))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = os.environ | {JOB: str(folder / "job.json"), MARK: mark, "PYTHONPATH": path} | dict(system.environment)
+    env = (
+        os.environ
+        | {JOB: str(folder / "job.json"), MARK: mark, "PYTHONPATH": path}
+        | dict(system.environment)
+    )
     env |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    env |= {"RAY_USAGE_STATS_ENABLED": "0", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={system.ranks}"] if system.ranks else []
+    env |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    ranks = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={system.ranks}"]
+        if system.ranks
+        else []
+    )
     with (folder / "said").open("wb") as said:
         command = [sys.executable, *ranks, "-m", "benchmarks.child"]
-        return subprocess.Popen(command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
 
 
 @contextmanager
 def _pipe(path: Path) -> Iterator[int]:
     os.mkfifo(path)
-    reader = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # open for writing too, so that it does not end with its first writer
+    # open for writing too, so that it does not end with its first writer
+    reader = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     try:
         yield reader
     finally:
         os.close(reader)
 
 
-def _follow(process: subprocess.Popen[bytes], pipe: int, watch: Watch, trial: Trial, began: float, timeout: float) -> None:
+def _follow(
+    process: subprocess.Popen[bytes],
+    pipe: int,
+    watch: Watch,
+    trial: Trial,
+    began: float,
+    timeout: float,
+) -> None:
     """Collect events until the process ends."""
-    last, rest = watch.sample(), b""
+    last = watch.sample()
+    rest = b""
     while True:
         ended = process.poll() is not None
         ready, _, _ = select.select([pipe], [], [], 0 if ended else LOOK_S)
@@ -156,11 +212,15 @@ def _note(event: dict[str, Any], now: Sample, last: Sample, trial: Trial, began:
     if kind == "ready":
         trial.start_s = now.wall - began
     if kind == "round":
-        number, train_s, eval_s, moved = (event.pop(key) for key in ("round", "train_s", "eval_s", "moved"))
+        number, train_s, eval_s, moved = (
+            event.pop(key) for key in ("round", "train_s", "eval_s", "moved")
+        )
         if number == 1:
             trial.warm_up_s = train_s + eval_s
         else:
-            trial.rounds.append(Round(number, train_s, eval_s, moved, now.foreign(last), now.rss / 2**20, event))
+            trial.rounds.append(
+                Round(number, train_s, eval_s, moved, now.foreign(last), now.rss / 2**20, event)
+            )
     return now
 
 
@@ -179,6 +239,9 @@ def _verdict(process: subprocess.Popen[bytes], trial: Trial, rounds: int, said: 
     """Say why a trial does not count, or nothing."""
     if process.returncode or len(trial.rounds) != rounds:
         lines = said.read_text(errors="replace").strip().splitlines()
-        return f"failed with exit code {process.returncode} after {len(trial.rounds)} rounds: {lines[-1] if lines else 'no message'}"
+        return (
+            f"failed with exit code {process.returncode} after {len(trial.rounds)} rounds:"
+            f" {lines[-1] if lines else 'no message'}"
+        )
     still = [r.number for r in trial.rounds if not 0 < r.moved < float("inf")]
     return f"the weights did not move in round {still[0]}: nothing has been learnt" if still else ""

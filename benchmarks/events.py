@@ -21,7 +21,10 @@ def job() -> dict[str, Any]:
 
 
 class Reporter:
-    """Tells rounds as they end. `silent`: this process is not the one to speak (a rank other than the first)."""
+    """Tells rounds as they end.
+
+    `silent`: this process is not the one to speak (a rank other than the first).
+    """
 
     def __init__(self, pipe: str, silent: bool = False) -> None:
         self._pipe = None if silent else os.open(pipe, os.O_WRONLY)
@@ -36,7 +39,9 @@ class Reporter:
         self.tell("ready")
 
     def round(self, number: int, train_s: float, eval_s: float, moved: float, **facts: Any) -> None:
-        """Tell a round: seconds of training and of scoring, and how far the weights (or what stands for them) have moved."""
+        """Tell a round: seconds of training and of scoring, and how far the weights (or what stands
+        for them) have moved.
+        """
         self.tell("round", round=number, train_s=train_s, eval_s=eval_s, moved=moved, **facts)
 
 

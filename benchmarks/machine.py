@@ -1,4 +1,6 @@
-"""What /proc says of this machine: its name, the memory and CPU time of a family of processes, and the CPU time of everybody else."""
+"""What /proc says of this machine: its name, the memory and CPU time of a family of processes, and
+the CPU time of everybody else.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,17 @@ from typing import Any
 from inco import machine
 
 PEERS = ("flwr", "ray", "pfl")
-MARK = "INCO_BENCHMARK"  # the environment variable by which processes of a trial are known, whoever started them
+# the environment variable by which processes of a trial are known, whoever started them
+MARK = "INCO_BENCHMARK"
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look: `wall` seconds, `busy` CPU seconds of the machine, `ours` of the trial, `rss` bytes of the trial's processes."""
+    """One look: `wall` seconds, `busy` CPU seconds of the machine, `ours` of the trial, `rss` bytes
+    of the trial's processes.
+    """
 
     wall: float
     busy: float
@@ -33,7 +38,10 @@ class Sample:
 
 
 class Watch:
-    """Looks at the processes whose environment has `mark`, and their children. This process counts as ours by time, not by memory."""
+    """Looks at the processes whose environment has `mark`, and their children.
+
+    This process counts as ours by time, not by memory.
+    """
 
     def __init__(self, mark: str) -> None:
         self._mark = f"{MARK}={mark}".encode()
@@ -43,7 +51,8 @@ class Watch:
 
     def sample(self) -> Sample:
         """Look now. CPU time of processes that have ended stays counted as it was last seen."""
-        ours, rss = self._ours(), 0
+        ours = self._ours()
+        rss = 0
         for key, (_, ticks, pages) in ours.items():
             self._cpu[key] = ticks / _TICK
             rss += 0 if key[0] == os.getpid() else pages * _PAGE
@@ -61,12 +70,15 @@ class Watch:
                 with suppress(OSError):  # it may end while we look
                     pid, start, facts = _stat(int(name))
                     found[(pid, start)] = facts
-        for key, (parent, _, _) in sorted(found.items(), key=lambda item: int(item[0][1])):  # parents first
+        # parents first
+        for key, (parent, _, _) in sorted(found.items(), key=lambda item: int(item[0][1])):
             if key not in self._known:
                 self._known[key] = self._is_ours(key[0], parent, found)
         return {key: facts for key, facts in found.items() if self._known[key]}
 
-    def _is_ours(self, pid: int, parent: int, found: dict[tuple[int, str], tuple[int, int, int]]) -> bool:
+    def _is_ours(
+        self, pid: int, parent: int, found: dict[tuple[int, str], tuple[int, int, int]]
+    ) -> bool:
         if pid == os.getpid() or any(key[0] == parent and self._known.get(key) for key in found):
             return True
         try:
@@ -82,7 +94,9 @@ def _stat(pid: int) -> tuple[int, str, tuple[int, int, int]]:
 
 
 def _busy() -> float:
-    """Return the CPU seconds that all processes of the machine have used, time stolen by its host included."""
+    """Return the CPU seconds that all processes of the machine have used, time stolen by its host
+    included.
+    """
     fields = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _idle, _waiting, irq, softirq, steal = fields
     return (user + nice + system + irq + softirq + steal) / _TICK

@@ -1,4 +1,6 @@
-"""The very same work for every system: the product's own clients, batches, images and first weights, read off an assembled run."""
+"""The very same work for every system: the product's own clients, batches, images and first
+weights, read off an assembled run.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inco.client import Batch, take
-from inco.config.wiring import assemble
+from inco.assembly import assemble
+from inco.clients.trainer import Batch, take
 from inco.data.dataset import Images
-from inco.engine import Ranks
+from inco.engine.ranks import Ranks
 from inco.models.base import fresh, relative
 from inco.seeding import generator
 
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """One client of a round: its number, its level, how many examples it holds, and the examples of each of its local steps."""
+    """One client of a round: its number, its level, how many examples it holds, and the examples of
+    each of its local steps.
+    """
 
     number: int
     level: int
@@ -30,23 +34,35 @@ class Client:
 
 
 class Material:
-    """What a round consists of, by the product's own sampling and shuffling; nothing of it is the product's way of computing.
+    """What a round consists of, by the product's own sampling and shuffling; nothing of it is the
+    product's way of computing.
 
     Images are float32 in the default layout. `lr`: of the clients' SGD.
     """
 
     def __init__(self, settings: Mapping[str, Any], device: str = "cpu") -> None:
         self.run = assemble(settings, Ranks(0, 1, torch.device(device)))
-        self.seed, self.device, self.lr = settings["seed"], torch.device(device), settings["local"]["lr"]
+        self.seed = settings["seed"]
+        self.device = torch.device(device)
+        self.lr = settings["local"]["lr"]
         self.batch_size = settings["local"]["batch_size"]
         simulator = self.run.simulator
-        self.population, self._trainer, self._test = simulator.population, simulator.engine.trainer, simulator.engine.evaluator
+        self.population = simulator.population
+        self._trainer = simulator.engine.trainer
+        self._test = simulator.engine.evaluator
 
     def clients(self, round: int) -> list[Client]:
-        """Return the round's clients, with the examples of each step in the order in which the product takes them."""
+        """Return the round's clients, with the examples of each step in the order in which the
+        product takes them.
+        """
         counting = self._numbering()
         return [
-            Client(t.client, t.level, len(t.examples), tuple(x.flatten() for x, _ in counting._batches(t)))
+            Client(
+                t.client,
+                t.level,
+                len(t.examples),
+                tuple(x.flatten() for x, _ in counting._batches(t)),
+            )
             for t in self.population.tasks(round)
         ]
 
@@ -54,7 +70,9 @@ class Material:
         """The product's trainer on a training set in which each image is its own number."""
         trainer: Any = copy.copy(self._trainer)
         labels = trainer.train.labels
-        trainer.train = Images(torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1), labels)
+        trainer.train = Images(
+            torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1), labels
+        )
         trainer.transform = lambda images, stream: images
         return trainer
 
@@ -72,7 +90,12 @@ class Material:
     def test(self) -> Batch:
         """All test images and labels, prepared."""
         images = self._test.test
-        x, y = take(images, torch.arange(len(images.labels), device=self.device), self._test.transform, self._stream())
+        x, y = take(
+            images,
+            torch.arange(len(images.labels), device=self.device),
+            self._test.transform,
+            self._stream(),
+        )
         return x.contiguous(), y
 
     def _stream(self) -> torch.Generator:
@@ -84,7 +107,9 @@ class Material:
         return tuple(self.population.capacity.levels)
 
     def model(self, level: int | None = None) -> nn.Module:
-        """Build the global model with the product's first weights, or a level's model with fresh ones."""
+        """Build the global model with the product's first weights, or a level's model with fresh
+        ones.
+        """
         split: Any = self.run.split
         if level is None:
             return fresh(split.family, self.seed).to(self.device)

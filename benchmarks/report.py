@@ -22,14 +22,18 @@ WIDTH = 120  # of the table, where the terminal is narrower or unknown
 
 
 def rows_of(trials: Sequence[Trial], floor: str | None = None) -> list[Row]:
-    """Return a row a system, in the order in which they are first met: medians, extremes, and the ratio to the system called `floor`.
+    """Return a row a system, in the order in which they are first met: medians, extremes, and the
+    ratio to the system called `floor`.
 
-    Rounds in which others kept the machine busy are left out where there are clean ones; `clean` of `rounds` says how many there were.
-    A ratio rests on clean rounds alone: two threads that wait for each other lose many times more to a busy machine than one does.
+    Rounds in which others kept the machine busy are left out where there are clean ones; `clean` of
+    `rounds` says how many there were. A ratio rests on clean rounds alone: two threads that wait
+    for each other lose many times more to a busy machine than one does.
     """
     names = list(dict.fromkeys(t.system for t in trials))
     rows = [_row(name, [t for t in trials if t.system == name]) for name in names]
-    base = next((row["seconds"]["median"] for row in rows if row["system"] == floor and row["clean"]), None)
+    base = next(
+        (row["seconds"]["median"] for row in rows if row["system"] == floor and row["clean"]), None
+    )
     for row in rows:
         row["to_floor"] = row["seconds"]["median"] / base if base and row["clean"] else None
     return rows
@@ -56,10 +60,16 @@ def _row(name: str, trials: Sequence[Trial]) -> Row:
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Return median, least and most; None of nothing."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
+    return (
+        {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        if values
+        else None
+    )
 
 
-def show(title: str, rows: Sequence[Row], notes: Sequence[str] = (), console: Console | None = None) -> None:
+def show(
+    title: str, rows: Sequence[Row], notes: Sequence[str] = (), console: Console | None = None
+) -> None:
     """Print the table."""
     out = console or Console(highlight=False)
     out.width = max(out.width, WIDTH)
@@ -73,7 +83,17 @@ def show(title: str, rows: Sequence[Row], notes: Sequence[str] = (), console: Co
         out.print(note)
 
 
-COLUMNS = ("s/round", "min to max", "train", "eval", "/floor", "peak MB", "start s", "others", "clean")
+COLUMNS = (
+    "s/round",
+    "min to max",
+    "train",
+    "eval",
+    "/floor",
+    "peak MB",
+    "start s",
+    "others",
+    "clean",
+)
 
 
 def _cells(row: Row) -> list[str]:
@@ -99,15 +119,25 @@ def number(value: float | None) -> str:
 
 
 NOTES = (
-    "s/round: median of training plus scoring, without the first round of each start. peak MB: resident memory of all processes.",
-    f"others: CPUs that other programs kept busy, median; rounds above {DIRTY} are dirty, and left out where there are clean ones.",
+    (
+        "s/round: median of training plus scoring, without the first round of each start. peak MB:"
+        " resident memory of all processes."
+    ),
+    (
+        f"others: CPUs that other programs kept busy, median; rounds above {DIRTY} are dirty, and"
+        " left out where there are clean ones."
+    ),
 )
 
 
 def dirty_note(rows: Sequence[Row]) -> list[str]:
     """Say which rows rest on dirty rounds alone."""
     named = [row["system"] for row in rows if row["rounds"] and not row["clean"]]
-    return [f"DIRTY: no clean round of {', '.join(named)}; measure again on a quiet machine"] if named else []
+    return (
+        [f"DIRTY: no clean round of {', '.join(named)}; measure again on a quiet machine"]
+        if named
+        else []
+    )
 
 
 def keep(kind: str, facts: Mapping[str, Any], out: str | None) -> Path:
@@ -115,14 +145,35 @@ def keep(kind: str, facts: Mapping[str, Any], out: str | None) -> Path:
     now = datetime.now(UTC)
     path = Path(out) if out else FOLDER / f"{kind}-{now:%Y%m%d-%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"benchmark": kind, "when": now.isoformat(timespec="seconds"), "machine": describe(), **facts}, indent=1))
+    path.write_text(
+        json.dumps(
+            {
+                "benchmark": kind,
+                "when": now.isoformat(timespec="seconds"),
+                "machine": describe(),
+                **facts,
+            },
+            indent=1,
+        )
+    )
     return path
 
 
-def sum_up(kind: str, trials: Sequence[Trial], floor: str | None, facts: Mapping[str, Any], out: str | None, title: str) -> list[Row]:
+def sum_up(
+    kind: str,
+    trials: Sequence[Trial],
+    floor: str | None,
+    facts: Mapping[str, Any],
+    out: str | None,
+    title: str,
+) -> list[Row]:
     """Make the rows of trials, print and keep them."""
     rows = rows_of(trials, floor)
-    place = keep(kind, {**facts, "dirty_above": DIRTY, "rows": rows, "trials": [t.record() for t in trials]}, out)
+    place = keep(
+        kind,
+        {**facts, "dirty_above": DIRTY, "rows": rows, "trials": [t.record() for t in trials]},
+        out,
+    )
     machine = describe()
     what = f"{machine['cpu']}, {machine['cores']} cores; torch {machine['versions']['torch']}"
     show(title, rows, [*NOTES, *dirty_note(rows), f"{what}; kept in {place}"])

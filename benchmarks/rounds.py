@@ -1,4 +1,6 @@
-"""`w1` and `w2`: seconds a round of InCo beside the floor, a plain loop and, with --peers, Flower and pfl-research."""
+"""`w1` and `w2`: seconds a round of InCo beside the floor, a plain loop and, with --peers, Flower
+and pfl-research.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,17 @@ def main(args: argparse.Namespace) -> list[Row]:
     """Measure, print and keep."""
     workload = WORKLOADS[args.what]
     settings = workload.settings(args.quick)
-    rounds, repeats = args.rounds or (2 if args.quick else 3), args.repeats or (1 if args.quick else 3)
+    rounds = args.rounds or (2 if args.quick else 3)
+    repeats = args.repeats or (1 if args.quick else 3)
     trials = interleave(systems(args.peers, args.quick), settings, rounds, repeats, print)
     about = "a tiny stand-in, whose times say nothing" if args.quick else workload.about
-    facts = {"workload": workload.name, "about": about, "settings": settings, "rounds": rounds, "repeats": repeats}
-    return sum_up(args.what, trials, FLOOR.name, facts, args.out, f"{workload.name.upper()}: {about}")
+    facts = {
+        "workload": workload.name,
+        "about": about,
+        "settings": settings,
+        "rounds": rounds,
+        "repeats": repeats,
+    }
+    return sum_up(
+        args.what, trials, FLOOR.name, facts, args.out, f"{workload.name.upper()}: {about}"
+    )

@@ -1,4 +1,6 @@
-"""What is measured: the settings of each workload, composed and checked as `python run.py` would."""
+"""What is measured: the settings of each workload, composed and checked as `python run.py`
+would.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,26 @@ from inco.errors import ConfigError
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 # One model size, plain averaging, nothing watched: what every other framework can do as well.
-_PLAIN = ("split=none", "transform=none", "algorithm=fedavg", "server=average", "tracker=none", "capacity=all_large", "engine.device=cpu")
+_PLAIN = (
+    "split=none",
+    "transform=none",
+    "algorithm=fedavg",
+    "server=average",
+    "tracker=none",
+    "capacity=all_large",
+    "engine.device=cpu",
+)
 _SGD = ("local=sgd", "local.epochs=1", "local.lr=0.05", "local.momentum=0", "local.weight_decay=0")
 _SMALL = ("dataset=synthetic", "dataset.shape=[1,16,16]", "dataset.num_classes=4")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A federation to time. `overrides`: of the command line of run.py; `quick`: what makes it tiny, for tests of the benchmark itself."""
+    """A federation to time.
+
+    `overrides`: of the command line of run.py; `quick`: what makes it tiny, for tests of the
+    benchmark itself.
+    """
 
     name: str
     about: str
@@ -38,42 +52,91 @@ class Workload:
 WORKLOADS = {
     "w1": Workload(
         "w1",
-        "Fashion-MNIST 1x32x32, 100 clients, dirichlet 0.5, 10 a round, 1 epoch of batches of 64, SGD 0.05, ResNet10, full test set",
+        "Fashion-MNIST 1x32x32, 100 clients, dirichlet 0.5, 10 a round, 1 epoch of batches of 64, "
+        "SGD 0.05, ResNet10, full test set",
         (
-            *_PLAIN, *_SGD, "dataset=fashion_mnist", "model=resnet26", "model.blocks=[1,1,1,1]", "partition=dirichlet",
-            "partition.alpha=0.5", "num_clients=100", "sample_ratio=0.1", "local.batch_size=64",
+            *_PLAIN,
+            *_SGD,
+            "dataset=fashion_mnist",
+            "model=resnet26",
+            "model.blocks=[1,1,1,1]",
+            "partition=dirichlet",
+            "partition.alpha=0.5",
+            "num_clients=100",
+            "sample_ratio=0.1",
+            "local.batch_size=64",
         ),
         (
-            *_SMALL, "model.blocks=[1,1]", "model.widths=[4,8]", "model.stem=small", "num_clients=8", "sample_ratio=0.5",
-            "dataset.num_train=240", "dataset.num_test=100", "partition.min_size=5", "local.batch_size=16",
+            *_SMALL,
+            "model.blocks=[1,1]",
+            "model.widths=[4,8]",
+            "model.stem=small",
+            "num_clients=8",
+            "sample_ratio=0.5",
+            "dataset.num_train=240",
+            "dataset.num_test=100",
+            "partition.min_size=5",
+            "local.batch_size=16",
         ),
     ),
     "w2": Workload(
         "w2",
-        "Fashion-MNIST 1x28x28, 1000 clients of 60 examples, 100 a round, one step of 60 each, SGD 0.05, CNN, full test set",
+        "Fashion-MNIST 1x28x28, 1000 clients of 60 examples, 100 a round, one step of 60 each, "
+        "SGD 0.05, CNN, full test set",
         (
-            *_PLAIN, *_SGD, "dataset=fashion_mnist", "model=cnn", "partition=iid", "num_clients=1000", "sample_ratio=0.1",
+            *_PLAIN,
+            *_SGD,
+            "dataset=fashion_mnist",
+            "model=cnn",
+            "partition=iid",
+            "num_clients=1000",
+            "sample_ratio=0.1",
             "local.batch_size=60",
         ),
         (
-            *_SMALL, "model.conv_channels=[4,6]", "model.hidden=8", "model.kernel=3", "model.image_size=null", "num_clients=20",
-            "sample_ratio=0.2", "dataset.num_train=200", "dataset.num_test=100", "local.batch_size=10",
+            *_SMALL,
+            "model.conv_channels=[4,6]",
+            "model.hidden=8",
+            "model.kernel=3",
+            "model.image_size=null",
+            "num_clients=20",
+            "sample_ratio=0.2",
+            "dataset.num_train=200",
+            "dataset.num_test=100",
+            "local.batch_size=10",
         ),
     ),
     "gpu": Workload(
         "gpu",
-        "the paper's: 100 clients, 10 a round, 5 epochs of batches of 64, Adam, ResNet26 by stages, InCo, CIFAR-10's shape",
+        "the paper's: 100 clients, 10 a round, 5 epochs of batches of 64, Adam, ResNet26 by "
+        "stages, InCo, CIFAR-10's shape",
         (
-            "dataset=synthetic", "dataset.shape=[3,32,32]", "dataset.num_train=50000", "dataset.num_test=10000", "model=resnet26",
-            "split=stage", "transform=inco", "local=adam", "local.epochs=5", "local.batch_size=64", "num_clients=100", "sample_ratio=0.1",
+            "dataset=synthetic",
+            "dataset.shape=[3,32,32]",
+            "dataset.num_train=50000",
+            "dataset.num_test=10000",
+            "model=resnet26",
+            "split=stage",
+            "transform=inco",
+            "local=adam",
+            "local.epochs=5",
+            "local.batch_size=64",
+            "num_clients=100",
+            "sample_ratio=0.1",
             "tracker=none",
         ),
         (
-            "model.widths=[2,4,4,8]", "dataset.shape=[3,16,16]", "dataset.num_train=400", "dataset.num_test=100", "num_clients=10",
-            "sample_ratio=0.5", "local.epochs=1", "local.batch_size=16",
+            "model.widths=[2,4,4,8]",
+            "dataset.shape=[3,16,16]",
+            "dataset.num_train=400",
+            "dataset.num_test=100",
+            "num_clients=10",
+            "sample_ratio=0.5",
+            "local.epochs=1",
+            "local.batch_size=16",
         ),
     ),
-}  # fmt: skip
+}
 
 
 def settings_of(*overrides: str) -> dict[str, Any]:

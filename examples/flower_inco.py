@@ -1,10 +1,12 @@
-"""InCo in Flower: FedAvg strategies that apply InCo to the change a round makes, before it becomes the model.
+"""InCo in Flower: FedAvg strategies that apply InCo to the change a round makes, before it becomes
+the model.
 
-    pip install flwr
+pip install flwr
     python examples/flower_inco.py
 
-Trains four Flower clients on the bundled digits in this process (no ray, no network), in seconds. `server_app` and `client_app` below
-are the same for Flower's own engines, e.g. `flwr.simulation.run_simulation(server_app, client_app, num_supernodes=CLIENTS)` with ray.
+Trains four Flower clients on the bundled digits in this process (no ray, no network), in seconds.
+`server_app` and `client_app` below are the same for Flower's own engines, e.g.
+`flwr.simulation.run_simulation(server_app, client_app, num_supernodes=CLIENTS)` with ray.
 """
 
 from __future__ import annotations
@@ -25,25 +27,39 @@ try:
     from flwr.server.strategy import FedAvg
     from flwr.serverapp.strategy import FedAvg as MessageFedAvg
 except ImportError as error:
-    raise SystemExit(f"flower_inco.py needs Flower, which InCo itself does not: pip install flwr ({error})") from None
+    raise SystemExit(
+        f"flower_inco.py needs Flower, which InCo itself does not: pip install flwr ({error})"
+    ) from None
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout, if InCo is not installed
 import inco
 from inco.data.sources import Digits
 
-CLIENTS, ROUNDS, BATCH, LR = 4, 6, 8, 0.1
-PAIRS = {"4.weight": "2.weight", "6.weight": "2.weight"}  # target: reference; None finds those of ResNets and ViTs by name
+CLIENTS = 4
+ROUNDS = 6
+BATCH = 8
+LR = 0.1
+# target: reference; None finds those of ResNets and ViTs by name
+PAIRS = {
+    "4.weight": "2.weight",
+    "6.weight": "2.weight",
+}
 
 
 def with_inco(old: dict[str, Tensor], new: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """The state before and the clients' average in, the next state out. The options are those of `inco.cross_layer_gradients`."""
+    """The state before and the clients' average in, the next state out.
+
+    The options are those of `inco.cross_layer_gradients`.
+    """
     update = {name: new[name] - old[name] for name in old}
     mixed = inco.cross_layer_gradients(update, **options)
     return {name: (old[name] + mixed[name]).to(old[name].dtype) for name in old}
 
 
 class InCoFedAvg(FedAvg):
-    """For clients that exchange lists of arrays: `model` has their names, which Flower does not send, and the first values."""
+    """For clients that exchange lists of arrays: `model` has their names, which Flower does not
+    send, and the first values.
+    """
 
     def __init__(self, model: nn.Module, inco_options: dict | None = None, **fedavg) -> None:
         self.state = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
@@ -57,7 +73,9 @@ class InCoFedAvg(FedAvg):
         mean, metrics = super().aggregate_fit(server_round, results, failures)
         if mean is None:  # nobody answered: the server keeps what it has
             return None, metrics
-        new = dict(zip(self.state, map(torch.from_numpy, parameters_to_ndarrays(mean)), strict=True))
+        new = dict(
+            zip(self.state, map(torch.from_numpy, parameters_to_ndarrays(mean)), strict=True)
+        )
         self.state = with_inco(self.state, new, **self.inco_options)
         return self.parameters(), metrics
 
@@ -77,22 +95,32 @@ class InCoMessageFedAvg(MessageFedAvg):
         mean, metrics = super().aggregate_train(server_round, replies)
         if mean is None:
             return None, metrics
-        return ArrayRecord(with_inco(self.old, mean.to_torch_state_dict(), **self.inco_options)), metrics
+        return (
+            ArrayRecord(with_inco(self.old, mean.to_torch_state_dict(), **self.inco_options)),
+            metrics,
+        )
 
 
 def make_model(arrays=()) -> nn.Sequential:
     """A plain CNN with three equal convolutions, loaded with `arrays` if there are any."""
-    layers = [layer for inputs in (1, 12, 12, 12) for layer in (nn.Conv2d(inputs, 12, 3, padding=1), nn.ReLU())]
+    layers = [
+        layer
+        for inputs in (1, 12, 12, 12)
+        for layer in (nn.Conv2d(inputs, 12, 3, padding=1), nn.ReLU())
+    ]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 8 * 8, 10))
     if arrays:
-        model.load_state_dict(dict(zip(model.state_dict(), map(torch.from_numpy, arrays), strict=True)))
+        model.load_state_dict(
+            dict(zip(model.state_dict(), map(torch.from_numpy, arrays), strict=True))
+        )
     return model
 
 
 class Client(NumPyClient):
     def __init__(self, number: int) -> None:
         train = Digits().load().train
-        self.images, self.labels = train.images[number::CLIENTS] / 16, train.labels[number::CLIENTS]
+        self.images = train.images[number::CLIENTS] / 16
+        self.labels = train.labels[number::CLIENTS]
 
     def fit(self, parameters, config):
         model = make_model(parameters)
@@ -108,7 +136,9 @@ class Client(NumPyClient):
 def evaluate(server_round, arrays, config):
     test = Digits().load().test
     scores = make_model(arrays)(test.images / 16)
-    return F.cross_entropy(scores, test.labels).item(), {"accuracy": (scores.argmax(1) == test.labels).float().mean().item()}
+    return F.cross_entropy(scores, test.labels).item(), {
+        "accuracy": (scores.argmax(1) == test.labels).float().mean().item()
+    }
 
 
 def make_strategy(pairs) -> InCoFedAvg:
@@ -116,14 +146,23 @@ def make_strategy(pairs) -> InCoFedAvg:
     return InCoFedAvg(make_model(), {"pairs": pairs}, evaluate_fn=evaluate, fraction_evaluate=0)
 
 
-server_app = ServerApp(server_fn=lambda context: ServerAppComponents(strategy=make_strategy(PAIRS), config=ServerConfig(ROUNDS)))
-client_app = ClientApp(client_fn=lambda context: Client(int(context.node_config["partition-id"])).to_client())
+server_app = ServerApp(
+    server_fn=lambda context: ServerAppComponents(
+        strategy=make_strategy(PAIRS), config=ServerConfig(ROUNDS)
+    )
+)
+client_app = ClientApp(
+    client_fn=lambda context: Client(int(context.node_config["partition-id"])).to_client()
+)
 
 
 def simulate(strategy: FedAvg, rounds: int = ROUNDS) -> list[float]:
-    """What Flower's server does in a round: send parameters, collect results, aggregate, evaluate."""
+    """What Flower's server does in a round: send parameters, collect results, aggregate,
+    evaluate.
+    """
     clients = [Client(number).to_client() for number in range(CLIENTS)]
-    parameters, curve = strategy.initialize_parameters(client_manager=None), []
+    parameters = strategy.initialize_parameters(client_manager=None)
+    curve = []
     for number in range(1, rounds + 1):
         results = [(None, client.fit(FitIns(parameters, {}))) for client in clients]
         parameters, _ = strategy.aggregate_fit(number, results, failures=[])
@@ -135,5 +174,7 @@ if __name__ == "__main__":
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)  # tensors this small are slower on more
     print("round    FedAvg  with InCo")
-    for number, (plain, mixed) in enumerate(zip(simulate(make_strategy(())), simulate(make_strategy(PAIRS)), strict=True), 1):
+    for number, (plain, mixed) in enumerate(
+        zip(simulate(make_strategy(())), simulate(make_strategy(PAIRS)), strict=True), 1
+    ):
         print(f"{number:5}  {plain:8.1%}  {mixed:9.1%}")

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "cross_layer_gradients", "cross_layer_pairs"]
 
-_LAZY = {"cross_layer_gradients": "inco.server.cross_layer", "cross_layer_pairs": "inco.server.pairs"}
+_LAZY = {
+    "cross_layer_gradients": "inco.server.cross_layer",
+    "cross_layer_pairs": "inco.server.pairs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""Errors that a user can act on. Each names the setting, its value, the rule and the fix, and carries an exit code."""
+"""Errors that a user can act on.
+
+Each names the setting, its value, the rule and the fix, and carries an exit code.
+"""
 
 
 class InCoError(Exception):
@@ -36,7 +39,10 @@ class StorageError(InCoError):
 
 
 class WorkerError(InCoError):
-    """A worker process failed or died; nothing of the round has been applied. `detail`: its traceback, for the log."""
+    """A worker process failed or died; nothing of the round has been applied.
+
+    `detail`: its traceback, for the log.
+    """
 
     detail = ""
 

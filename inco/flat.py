@@ -1,8 +1,9 @@
-"""Models as flat vectors: where each named tensor lives, and which global coordinates a sub-model holds.
+"""Models as flat vectors: where each named tensor lives, and which global coordinates a sub-model
+holds.
 
-The server knows one vector of length P (all trainable parameters of the global model) and one of length B (its buffers). A client
-knows one of length n and its own buffers. A `Layout` says where each tensor lives in such a vector, a `Slice` which of the
-P coordinates a client's n are.
+The server knows one vector of length P (all trainable parameters of the global model) and one of
+length B (its buffers). A client knows one of length n and its own buffers. A `Layout` says where
+each tensor lives in such a vector, a `Slice` which of the P coordinates a client's n are.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ _MOST_RUNS = 4096
 
 @dataclass(frozen=True)
 class Entry:
-    """One named tensor of a layout. `axes` names the channel group of each dimension; equal names are tied."""
+    """One named tensor of a layout.
+
+    `axes` names the channel group of each dimension; equal names are tied.
+    """
 
     name: str
     shape: tuple[int, ...]
     offset: int
     axes: Axes = ()
-    integer: bool = False  # a counter, such as BatchNorm's num_batches_tracked; kept whole by truncation
+    integer: bool = (
+        False  # a counter, such as BatchNorm's num_batches_tracked; kept whole by truncation
+    )
 
     @cached_property
     def numel(self) -> int:
@@ -40,8 +46,8 @@ class Entry:
 class Layout:
     """Where each named tensor lives in one flat vector of `numel` elements.
 
-    Convolution weights (four dimensions) are stored channels-last, so their view has shape [O, I, H, W] and the
-    strides that CPU and GPU convolutions run fastest with.
+    Convolution weights (four dimensions) are stored channels-last, so their view has shape [O, I,
+    H, W] and the strides that CPU and GPU convolutions run fastest with.
     """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
@@ -50,12 +56,19 @@ class Layout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], axes: Mapping[str, Axes] | None = None) -> Layout:
-        """Lay out `tensors` one after the other in their order. `axes` names channel groups by tensor name."""
-        entries, offset = [], 0
+        """Lay out `tensors` one after the other in their order.
+
+        `axes` names channel groups by tensor name.
+        """
+        entries = []
+        offset = 0
         for name, t in tensors.items():
             named = (axes or {}).get(name, (None,) * t.ndim)
             if len(named) != t.ndim:
-                raise ValueError(f"axes of {name} are {named}, but its shape is {tuple(t.shape)}: name one group a dimension")
+                raise ValueError(
+                    f"axes of {name} are {named}, but its shape is {tuple(t.shape)}: name one group"
+                    " a dimension"
+                )
             entries.append(Entry(name, tuple(t.shape), offset, named, not t.is_floating_point()))
             offset += t.numel()
         return cls(entries)
@@ -63,10 +76,13 @@ class Layout:
     @classmethod
     def concat(cls, parts: Mapping[str, Layout]) -> Layout:
         """Lay out whole layouts one after the other; names become `prefix/name`."""
-        entries, offset = [], 0
+        entries = []
+        offset = 0
         for prefix, part in parts.items():
             for e in part.entries.values():
-                entries.append(Entry(f"{prefix}/{e.name}", e.shape, offset + e.offset, e.axes, e.integer))
+                entries.append(
+                    Entry(f"{prefix}/{e.name}", e.shape, offset + e.offset, e.axes, e.integer)
+                )
             offset += part.numel
         return cls(entries)
 
@@ -100,14 +116,16 @@ class Layout:
 
 
 class Slice:
-    """Which coordinates of a global vector a sub-model holds: local entry k is global entry `index[k]` (int64[n], unique).
+    """Which coordinates of a global vector a sub-model holds: local entry k is global entry
+    `index[k]` (int64[n], unique).
 
-    `runs`: the same as (global start, local start, length), or None where they are too many. Where there are runs the index is made
-    anew for whoever asks: it is twice as large as the sub-model.
+    `runs`: the same as (global start, local start, length), or None where they are too many. Where
+    there are runs the index is made anew for whoever asks: it is twice as large as the sub-model.
     """
 
     def __init__(self, layout: Layout, index: Tensor) -> None:
-        self.layout, self.runs = layout, _contiguous_runs(index)
+        self.layout = layout
+        self.runs = _contiguous_runs(index)
         self._index = index if self.runs is None else None
         self._copies: dict[torch.device, Tensor] = {}
 
@@ -126,21 +144,29 @@ class Slice:
             held = whole.entries.get(prefix + e.name)
             if held is None or held.shape != e.shape:
                 have = "missing" if held is None else f"of shape {held.shape}"
-                raise ValueError(f"the sub-model's {e.name} has shape {e.shape}, the global model's is {have}")
+                raise ValueError(
+                    f"the sub-model's {e.name} has shape {e.shape}, the global model's is {have}"
+                )
             pieces.append(torch.arange(held.offset, held.offset + held.numel))
         return cls(part, torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64))
 
     @classmethod
     def by_axes(cls, whole: Layout, part: Layout, kept: Mapping[str, Tensor]) -> Slice:
-        """Take the channels `kept` (int64, by channel group) along each axis of `whole`'s tensors; groups not named are taken whole.
+        """Take the channels `kept` (int64, by channel group) along each axis of `whole`'s tensors;
+        groups not named are taken whole.
 
-        `part`: the sub-model's layout, whose tensors have the names of `whole`'s and the shapes that result.
+        `part`: the sub-model's layout, whose tensors have the names of `whole`'s and the shapes
+        that result.
         """
-        pieces = [_coordinates(whole.entries[e.name], e, kept).flatten() for e in part.entries.values()]
+        pieces = [
+            _coordinates(whole.entries[e.name], e, kept).flatten() for e in part.entries.values()
+        ]
         return cls(part, torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64))
 
     def start_of(self, entry: Entry) -> int | None:
-        """Return where a tensor of the sub-model starts in the global vector; None where it lies there in pieces."""
+        """Return where a tensor of the sub-model starts in the global vector; None where it lies
+        there in pieces.
+        """
         runs = self.runs or ()
         at = bisect_right(runs, entry.offset, key=lambda run: run[1]) - 1
         if at < 0 or entry.offset + entry.numel > runs[at][1] + runs[at][2]:
@@ -164,7 +190,9 @@ class Slice:
             vector.narrow(0, start, length).add_(value)
 
     def index_on(self, device: torch.device) -> Tensor:
-        """Return the index on a device; a copy for another device is made once and stays, as the slice is kept."""
+        """Return the index on a device; a copy for another device is made once and stays, as the
+        slice is kept.
+        """
         if device.type == "cpu":
             return self.index
         if device not in self._copies:
@@ -173,13 +201,23 @@ class Slice:
 
 
 def _coordinates(held: Entry, own: Entry, kept: Mapping[str, Tensor]) -> Tensor:
-    """Return where each element of `own` lies in the vector that has `held`, in the order in which `own` is stored."""
+    """Return where each element of `own` lies in the vector that has `held`, in the order in which
+    `own` is stored.
+    """
     dims = zip(held.axes, held.shape, strict=True)
-    chosen = [torch.arange(size) if axis is None else kept.get(axis, torch.arange(size)) for axis, size in dims]
+    chosen = [
+        torch.arange(size) if axis is None else kept.get(axis, torch.arange(size))
+        for axis, size in dims
+    ]
     if tuple(map(len, chosen)) != own.shape:
-        raise ValueError(f"the sub-model's {own.name} has shape {own.shape}, the channels that it keeps make {tuple(map(len, chosen))}")
-    order = (0, 2, 3, 1) if len(held.shape) == 4 else tuple(range(len(held.shape)))  # as Layout stores them
-    place, stride = torch.full((1,) * len(order), held.offset), 1
+        raise ValueError(
+            f"the sub-model's {own.name} has shape {own.shape}, the channels that it keeps make"
+            f" {tuple(map(len, chosen))}"
+        )
+    # as Layout stores them
+    order = (0, 2, 3, 1) if len(held.shape) == 4 else tuple(range(len(held.shape)))
+    place = torch.full((1,) * len(order), held.offset)
+    stride = 1
     for position in reversed(range(len(order))):
         dim = order[position]
         steps = chosen[dim] * stride
@@ -191,7 +229,9 @@ def _coordinates(held: Entry, own: Entry, kept: Mapping[str, Tensor]) -> Tensor:
 def _contiguous_runs(index: Tensor) -> tuple[tuple[int, int, int], ...] | None:
     if index.numel() == 0:
         return ()
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), (torch.diff(index) != 1).nonzero().flatten() + 1])
+    starts = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), (torch.diff(index) != 1).nonzero().flatten() + 1]
+    )
     if len(starts) > _MOST_RUNS:
         return None
     stops = torch.cat([starts[1:], torch.tensor([index.numel()])])
@@ -202,8 +242,9 @@ def _contiguous_runs(index: Tensor) -> tuple[tuple[int, int, int], ...] | None:
 class BoundModel:
     """A model whose parameters, gradients and floating-point buffers are views of flat vectors.
 
-    `w`, `g`: [n] parameters and gradients; `b`: buffers. Loading a client is one copy, reading its result is none. `memory`: two vectors
-    of n elements or more to live in, which models that are never used at the same time may share.
+    `w`, `g`: [n] parameters and gradients; `b`: buffers. Loading a client is one copy, reading its
+    result is none. `memory`: two vectors of n elements or more to live in, which models that are
+    never used at the same time may share.
     """
 
     def __init__(
@@ -215,17 +256,20 @@ class BoundModel:
         memory: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.model = model.to(device)
-        self.params, self.buffers = params, buffers
+        self.params = params
+        self.buffers = buffers
         dtype = next(model.parameters()).dtype
         w, g = memory or torch.zeros(2, params.numel, device=device, dtype=dtype).unbind()
-        self.w, self.g = w.narrow(0, 0, params.numel), g.narrow(0, 0, params.numel)
+        self.w = w.narrow(0, 0, params.numel)
+        self.g = g.narrow(0, 0, params.numel)
         self.b = torch.zeros(buffers.numel, device=device, dtype=dtype)
         self._counters: list[tuple[Tensor, Tensor]] = []
         for name, p in model.named_parameters():
             if name not in params.entries:  # frozen: not the server's business
                 continue
             params.view(self.w, name).copy_(p.data)
-            p.data, p.grad = params.view(self.w, name), params.view(self.g, name)
+            p.data = params.view(self.w, name)
+            p.grad = params.view(self.g, name)
         for name, buffer in model.named_buffers():
             self._bind_buffer(name, buffer)
 

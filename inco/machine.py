@@ -1,6 +1,8 @@
-"""What a run is computed with: processor, instruction set, GPU, libraries, and the commit of this code.
+"""What a run is computed with: processor, instruction set, GPU, libraries, and the commit of this
+code.
 
-The last bits of a result depend on these, so every record of a run names them. Imports no torch before it is asked for what torch knows.
+The last bits of a result depend on these, so every record of a run names them. Imports no torch
+before it is asked for what torch knows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "hydra-core", "omegaconf", "wandb")
 
-# Environment variables by which a user makes libraries compute otherwise than the processor alone would have it.
+# Environment variables by which a user makes libraries compute otherwise than the processor alone
+# would have it.
 LIMITS = (
     "ONEDNN_MAX_CPU_ISA",
     "DNNL_MAX_CPU_ISA",
@@ -27,12 +30,19 @@ LIMITS = (
     "MKL_CBWR",
 )
 INSTRUCTION_SETS = ("AVX512", "AVX2", "AVX", "SSE41")  # best first
-_NEEDED = {"AVX512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, "AVX2": {"avx2"}, "AVX": {"avx"}, "SSE41": {"sse4_1"}}
+_NEEDED = {
+    "AVX512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "AVX2": {"avx2"},
+    "AVX": {"avx"},
+    "SSE41": {"sse4_1"},
+}
 
 
 @cache
 def processor() -> Mapping[str, str]:
-    """Return what the system says of the first processor: the lines of /proc/cpuinfo; nothing where there are none."""
+    """Return what the system says of the first processor: the lines of /proc/cpuinfo; nothing where
+    there are none.
+    """
     try:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
@@ -47,9 +57,15 @@ def cpu_model() -> str:
 
 
 def instruction_set() -> str:
-    """Return the best of `INSTRUCTION_SETS` that oneDNN uses for convolutions: the processor's, or less where a variable limits it."""
+    """Return the best of `INSTRUCTION_SETS` that oneDNN uses for convolutions: the processor's, or
+    less where a variable limits it.
+    """
     flags = set(processor().get("flags", "").split())
-    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper().replace("AVX10", "AVX512")
+    limit = (
+        (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "")
+        .upper()
+        .replace("AVX10", "AVX512")
+    )
     allowed = next((n for n, name in enumerate(INSTRUCTION_SETS) if limit.startswith(name)), 0)
     usable = [name for name in INSTRUCTION_SETS[allowed:] if _NEEDED[name] <= flags]
     return usable[0] if usable else platform.machine()
@@ -61,17 +77,23 @@ def limits() -> dict[str, str]:
 
 
 def arithmetic() -> str:
-    """Return a name of all that decides the last bits on a CPU: libraries, instruction sets, kind of processor with its caches, limits."""
+    """Return a name of all that decides the last bits on a CPU: libraries, instruction sets, kind
+    of processor with its caches, limits.
+    """
     import torch
 
-    kind = " ".join(processor().get(key, "?") for key in ("vendor_id", "cpu family", "model", "cache size"))
+    kind = " ".join(
+        processor().get(key, "?") for key in ("vendor_id", "cpu family", "model", "cache size")
+    )
     limited = "".join(f", {name}={value}" for name, value in limits().items())
     made_by = f"torch {version('torch').partition('+')[0]}, timm {version('timm')}"
     return f"{made_by}, {torch.backends.cpu.get_cpu_capability()}, {kind}{limited}"
 
 
 def describe() -> dict[str, Any]:
-    """Return the machine's facts for a record: system, processor, instruction set, limits, and GPUs with CUDA and cuDNN, if any."""
+    """Return the machine's facts for a record: system, processor, instruction set, limits, and GPUs
+    with CUDA and cuDNN, if any.
+    """
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
@@ -82,7 +104,9 @@ def describe() -> dict[str, Any]:
 
 
 def gpus() -> dict[str, Any]:
-    """Return the names of the GPUs that torch sees, and the versions of CUDA (or ROCm) and cuDNN; nothing without a GPU."""
+    """Return the names of the GPUs that torch sees, and the versions of CUDA (or ROCm) and cuDNN;
+    nothing without a GPU.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -106,23 +130,31 @@ def versions() -> dict[str, str]:
     """Return the versions of InCo, Python and the libraries that a result depends on."""
     from inco import __version__
 
-    return {"inco": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"inco": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in PACKAGES
+    }
 
 
 @cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the checkout that this code runs from, and whether its tracked files are as committed; nothing elsewhere.
+    """Return the commit of the checkout that this code runs from, and whether its tracked files are
+    as committed; nothing elsewhere.
 
     The answer is that of the first call: what has been imported by then is what runs.
     """
     root = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return {}  # installed into somebody else's repository
-        return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain", "--untracked-files=no")}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "clean": not git("status", "--porcelain", "--untracked-files=no"),
+        }
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -1,7 +1,8 @@
 """Random streams by name. No draw depends on the order, the place or the number of any other draw.
 
-Every stream is named by the run's seed, a purpose and a path of integers (round, client, ...), so a result depends on the
-configuration and the seed alone: never on worker count, completion order or restarts.
+Every stream is named by the run's seed, a purpose and a path of integers (round, client, ...), so a
+result depends on the configuration and the seed alone: never on worker count, completion order or
+restarts.
 """
 
 import hashlib
@@ -11,12 +12,17 @@ import torch
 
 
 def seed_for(seed: int, purpose: str, *path: int) -> int:
-    """Return a 63-bit seed for the stream `purpose` at `path`, e.g. `seed_for(0, "shuffle", round, client)`."""
+    """Return a 63-bit seed for the stream `purpose` at `path`, e.g.
+
+    `seed_for(0, "shuffle", round, client)`.
+    """
     name = "/".join([str(seed), purpose, *map(str, path)])
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, purpose: str, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(
+    seed: int, purpose: str, *path: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """Return a fresh torch generator for the stream."""
     return torch.Generator(device=device).manual_seed(seed_for(seed, purpose, *path))
 

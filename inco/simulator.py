@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from math import fsum  # exact, whatever the order; the sum of floats is another one from Python 3.12 on
+from math import (
+    fsum,  # exact, whatever the order; the sum of floats is another one from Python 3.12 on
+)
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from inco.accounting import LevelCost
 from inco.algorithms.fedavg import Algorithm
-from inco.engine import Engine
+from inco.clients.costs import LevelCost
+from inco.clients.population import Population
+from inco.engine.engine import Engine
 from inco.errors import NumericError
-from inco.evaluate import Score
-from inco.population import Population
+from inco.evaluation.evaluator import Score
 from inco.seeding import generator
 from inco.spans import span
 from inco.types import Aggregate, ClientTask, ServerStep, SubModel
@@ -25,33 +27,52 @@ Metrics = dict[str, float]
 
 
 class Transform(Protocol):
-    """A change of what the server is about to add, [P] -> [P], with metrics; randomness from the generator alone."""
+    """A change of what the server is about to add, [P] -> [P], with metrics; randomness from the
+    generator alone.
+    """
 
-    def __call__(self, update: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]: ...
+    def __call__(
+        self, update: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, float]]: ...
 
 
 class ServerOptimizer(Protocol):
     """How an update is added to the global model."""
 
     def init(self, w: Tensor) -> dict[str, Tensor]: ...
-    def step(self, w: Tensor, update: Tensor, covered: Tensor, state: dict[str, Tensor]) -> None: ...
+    def step(
+        self, w: Tensor, update: Tensor, covered: Tensor, state: dict[str, Tensor]
+    ) -> None: ...
 
 
 class Diagnostics(Protocol):
-    """Extra metrics of a round, and arrays to keep; see `inco.diagnostics.NoDiagnostics` for what each part says."""
+    """Extra metrics of a round, and arrays to keep; see `inco.diagnostics.NoDiagnostics` for what
+    each part says.
+    """
 
     arrays: Mapping[str, Any]
 
     def watch(self, round: int) -> Set[str]: ...
-    def observe(self, position: int, client: int, level: int, model: nn.Module, deltas: Callable[[], Mapping[str, Tensor]]) -> None: ...
-    def on_round(self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]) -> Mapping[str, float]: ...
+    def observe(
+        self,
+        position: int,
+        client: int,
+        level: int,
+        model: nn.Module,
+        deltas: Callable[[], Mapping[str, Tensor]],
+    ) -> None: ...
+    def on_round(
+        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
+    ) -> Mapping[str, float]: ...
 
 
 @dataclass
 class ServerState:
-    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the methods' own vectors.
+    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
+    methods' own vectors.
 
-    `moving`: it is between two rounds, some of it stepped and some not; what an interruption leaves so is not to be saved.
+    `moving`: it is between two rounds, some of it stepped and some not; what an interruption leaves
+    so is not to be saved.
     """
 
     round: int
@@ -66,8 +87,9 @@ class ServerState:
 class Simulator:
     """One run: sample, train, aggregate, transform, step, score.
 
-    `costs`: of one client of each level; `images_trained`: images that a client with so many examples trains on in a round;
-    `eval_every`: rounds between two scorings (the last round is always scored).
+    `costs`: of one client of each level; `images_trained`: images that a client with so many
+    examples trains on in a round; `eval_every`: rounds between two scorings (the last round is
+    always scored).
     """
 
     def __init__(
@@ -82,9 +104,15 @@ class Simulator:
         images_trained: Callable[[int], int],
         eval_every: int,
     ) -> None:
-        self.population, self.engine, self.algorithm, self.transform = population, engine, algorithm, transform
-        self.optimizer, self.diagnostics, self.costs = optimizer, diagnostics, costs
-        self.images_trained, self.eval_every = images_trained, eval_every
+        self.population = population
+        self.engine = engine
+        self.algorithm = algorithm
+        self.transform = transform
+        self.optimizer = optimizer
+        self.diagnostics = diagnostics
+        self.costs = costs
+        self.images_trained = images_trained
+        self.eval_every = eval_every
 
     def start(self, seed: int) -> ServerState:
         """Return the state before the first round."""
@@ -92,7 +120,9 @@ class Simulator:
         split = {name: v.to(w.device) for name, v in self.population.split.init_server().items()}
         return ServerState(0, w, b, self.algorithm.init_server(w), self.optimizer.init(w), split)
 
-    def run(self, state: ServerState, rounds: int, listener: Callable[[ServerState, Metrics], None]) -> None:
+    def run(
+        self, state: ServerState, rounds: int, listener: Callable[[ServerState, Metrics], None]
+    ) -> None:
         """Take the state from its round to `rounds`; after each, `listener(state, metrics)`."""
         while state.round < rounds:
             began = time.perf_counter()
@@ -101,7 +131,9 @@ class Simulator:
             listener(state, metrics)
 
     def _round(self, state: ServerState, last: bool) -> Metrics:
-        """One round (Algorithm 1 of the paper, with its base algorithm): the state moves only when all of it has succeeded."""
+        """One round (Algorithm 1 of the paper, with its base algorithm): the state moves only when
+        all of it has succeeded.
+        """
         began = time.perf_counter()
         number = state.round + 1
         tasks = self.population.tasks(number)
@@ -116,7 +148,8 @@ class Simulator:
 
         with span("server"):
             state.moving = True
-            # 2. the algorithm says what to add, split and transform change it; what nobody holds does not move
+            # 2. the algorithm says what to add, split and transform change it; what nobody holds
+            # does not move
             update = self.algorithm.server_update(state.algorithm, aggregate)
             update = self.population.split.server_update(state.split, update, aggregate)
             noise = generator(self.population.seed, "transform", number, device=state.w.device)
@@ -127,7 +160,10 @@ class Simulator:
             del given  # as large as the model
             norm = float(torch.linalg.vector_norm(update))
             if not norm < float("inf"):
-                raise NumericError(f"round {number}: the update's norm is {norm}; it has not been applied. Lower local.lr")
+                raise NumericError(
+                    f"round {number}: the update's norm is {norm}; it has not been applied. Lower"
+                    " local.lr"
+                )
 
             # 3. the server steps; buffers take the mean of their holders
             self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
@@ -135,12 +171,15 @@ class Simulator:
             self.population.split.buffers.truncate_counters(state.b)
             if self.algorithm.stateful:
                 self.engine.trainer.store.advance(number, [t.client for t in tasks])
-        state.round, state.moving = number, False
+        state.round = number
+        state.moving = False
         trained = time.perf_counter() - began
 
         metrics: Metrics = {"round": number}
         if last or number % self.eval_every == 0:
-            metrics |= self._scores(submodels, self.engine.evaluate(submodels, state.w, state.b, number))
+            metrics |= self._scores(
+                submodels, self.engine.evaluate(submodels, state.w, state.b, number)
+            )
         metrics |= self._work(tasks, aggregate) | {"update/norm": norm}
         if len(aggregate.clients) < len(tasks):
             metrics["client/nonfinite"] = len(tasks) - len(aggregate.clients)
@@ -153,20 +192,32 @@ class Simulator:
         return metrics | {"time/train_s": trained, "time/eval_s": scored - began - trained}
 
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:
-        """Loss, traffic and arithmetic of the cohort. A training step is counted as three forward passes."""
+        """Loss, traffic and arithmetic of the cohort.
+
+        A training step is counted as three forward passes.
+        """
         seen = sum(row.examples for row in aggregate.clients)
         names = self.population.split.names
         work = {
             "comm/up_bytes": [self.costs[t.level].up_bytes for t in tasks],
             "comm/down_bytes": [self.costs[t.level].down_bytes for t in tasks],
-            "compute/flops": [3 * self.costs[t.level].train_flops * self.images_trained(len(t.examples)) for t in tasks],
+            "compute/flops": [
+                3 * self.costs[t.level].train_flops * self.images_trained(len(t.examples))
+                for t in tasks
+            ],
         }
         by_level: Metrics = {}
         for key, numbers in work.items():
             for level in sorted({t.level for t in tasks}):
-                by_level[f"{key}/{names[level]}"] = sum(n for t, n in zip(tasks, numbers, strict=True) if t.level == level)
+                by_level[f"{key}/{names[level]}"] = sum(
+                    n for t, n in zip(tasks, numbers, strict=True) if t.level == level
+                )
         return {
-            "train/loss": fsum(row.loss * row.examples for row in aggregate.clients) / seen if seen else float("nan"),
+            "train/loss": (
+                fsum(row.loss * row.examples for row in aggregate.clients) / seen
+                if seen
+                else float("nan")
+            ),
             **{key: sum(numbers) for key, numbers in work.items()},
             **by_level,
         }

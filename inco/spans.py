@@ -1,4 +1,7 @@
-"""Named stretches of a round. They cost nothing worth naming until somebody times them (`engine.profile=true`)."""
+"""Named stretches of a round.
+
+They cost nothing worth naming until somebody times them (`engine.profile=true`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from types import TracebackType
 
 
 class Times:
-    """Seconds and number of the stretches seen, by name. `wait`: called at both ends of each, for devices that work asynchronously."""
+    """Seconds and number of the stretches seen, by name.
+
+    `wait`: called at both ends of each, for devices that work asynchronously.
+    """
 
     def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
         self.wait = wait
@@ -26,7 +32,10 @@ _times: Times | None = None
 
 
 class span:  # a context manager, used like a function
-    """`with span("backward"): ...` names a stretch. Stretches do not lie within one another, so that they add up to a round."""
+    """`with span("backward"): ...` names a stretch.
+
+    Stretches do not lie within one another, so that they add up to a round.
+    """
 
     __slots__ = ("began", "name")
 
@@ -38,7 +47,12 @@ class span:  # a context manager, used like a function
             _times.wait()
             self.began = perf_counter()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if _times is not None:
             _times.wait()
             _times.add(self.name, perf_counter() - self.began)

@@ -1,4 +1,7 @@
-"""The plain records that flow between the parts. No behaviour, no knowledge of any algorithm, split or dataset."""
+"""The plain records that flow between the parts.
+
+No behaviour, no knowledge of any algorithm, split or dataset.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,16 @@ class Output(NamedTuple):
 
     logits: Tensor  # [m, classes]
     features: Tensor  # [m, d]: what the classifier sees
-    exits: tuple[Tensor, ...] = ()  # [m, classes] each: logits of earlier heads, shallowest first, in training alone
+    exits: tuple[
+        Tensor, ...
+    ] = ()  # [m, classes] each: logits of earlier heads, shallowest first, in training alone
 
 
 Objective = Callable[[Output, Tensor, "ClientTask"], Tensor]
-"""The mean loss of a batch, from a model's output and labels [m]; what an algorithm adds comes on top. One whose arithmetic depends on the
-round says so by a method `phase(round)`, equal in rounds of equal arithmetic."""
+"""The mean loss of a batch, from a model's output and labels [m]; what an algorithm adds comes on
+top. One whose arithmetic depends on the round says so by a method `phase(round)`, equal in rounds
+of equal arithmetic.
+"""
 
 
 def cross_entropy(output: Output, labels: Tensor, task: ClientTask) -> Tensor:
@@ -35,7 +42,9 @@ def cross_entropy(output: Output, labels: Tensor, task: ClientTask) -> Tensor:
 
 @dataclass(frozen=True)
 class Pair:
-    """A cross-layer pair: the update of `target` is mixed with that of the shallower `reference` of equal shape."""
+    """A cross-layer pair: the update of `target` is mixed with that of the shallower `reference` of
+    equal shape.
+    """
 
     target: str
     reference: str
@@ -43,9 +52,11 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class ClassRows:
-    """Parameters that belong to one class each (rows of a classifier). A client without that class leaves them out of the average.
+    """Parameters that belong to one class each (rows of a classifier). A client without that class
+    leaves them out of the average.
 
-    `local`, `place`: positions in the sub-model's and in the server's vector, int64 [k]; `owner`: the class of each, int64 [k].
+    `local`, `place`: positions in the sub-model's and in the server's vector, int64 [k]; `owner`:
+    the class of each, int64 [k].
     """
 
     local: Tensor
@@ -55,9 +66,11 @@ class ClassRows:
 
 @dataclass(frozen=True, eq=False)
 class SideSum:
-    """A stretch of a client's delta that is also averaged apart, over the clients of its level alone.
+    """A stretch of a client's delta that is also averaged apart, over the clients of its level
+    alone.
 
-    Delta entries `start` to `start + length` count `factor` times in the side vector's entries from `into` on.
+    Delta entries `start` to `start + length` count `factor` times in the side vector's entries from
+    `into` on.
     """
 
     start: int
@@ -70,9 +83,9 @@ class SideSum:
 class SubModel:
     """The model that clients of one level hold, and which global coordinates it is.
 
-    `objective`: the loss of a batch; `class_rows`: parameters that only clients with their class contribute to; `importance`: what
-    each coordinate counts beside the client's weight, in (0, 1], float64 [n] (None: 1); `side`: what is averaged over this level alone,
-    for the split's own use.
+    `objective`: the loss of a batch; `class_rows`: parameters that only clients with their class
+    contribute to; `importance`: what each coordinate counts beside the client's weight, in (0, 1],
+    float64 [n] (None: 1); `side`: what is averaged over this level alone, for the split's own use.
     """
 
     level: int  # 0 is the smallest
@@ -101,12 +114,14 @@ class ClientTask:
 class LocalRun:
     """One client's local training, as its algorithm sees it. Vectors are the client's own, [n].
 
-    `w0`, `b0`: parameters and buffers received; `w`, `b`: current ones (live views of the model); `g`: gradient (live);
-    `lr`, `momentum`: of the local optimizer (momentum is 0 for Adam); `server`: the server's vectors that the algorithm reads,
-    restricted to this client; `state`: this client's own vectors, which outlive the round; `steps`: local steps taken so far, K_i;
-    `scratch`: the algorithm's own notes of this run; `frozen(role, w, b)`: a copy of the model that holds these vectors, in evaluation
-    mode and without gradients; `full_gradient()`: the gradient of the mean loss over all the client's examples at the current weights,
-    [n], in training mode; buffers stay as they are.
+    `w0`, `b0`: parameters and buffers received; `w`, `b`: current ones (live views of the model);
+    `g`: gradient (live); `lr`, `momentum`: of the local optimizer (momentum is 0 for Adam);
+    `server`: the server's vectors that the algorithm reads, restricted to this client; `state`:
+    this client's own vectors, which outlive the round; `steps`: local steps taken so far, K_i;
+    `scratch`: the algorithm's own notes of this run; `frozen(role, w, b)`: a copy of the model that
+    holds these vectors, in evaluation mode and without gradients; `full_gradient()`: the gradient
+    of the mean loss over all the client's examples at the current weights, [n], in training mode;
+    buffers stay as they are.
     """
 
     task: ClientTask
@@ -128,7 +143,9 @@ class LocalRun:
 
 @dataclass(frozen=True, eq=False)
 class ClientResult:
-    """What a client sends back: `vectors` by name [n], buffers after training, and a few numbers."""
+    """What a client sends back: `vectors` by name [n], buffers after training, and a few
+    numbers.
+    """
 
     task: ClientTask
     vectors: Mapping[str, Tensor]
@@ -138,9 +155,11 @@ class ClientResult:
 
 
 class Plan(Protocol):
-    """What the server knows of a round before it starts: who trains how long, and how per-client numbers average over holders.
+    """What the server knows of a round before it starts: who trains how long, and how per-client
+    numbers average over holders.
 
-    `steps`, `examples`: local steps and examples of each client in cohort order; `momentum`: of the local optimizer.
+    `steps`, `examples`: local steps and examples of each client in cohort order; `momentum`: of the
+    local optimizer.
     """
 
     steps: tuple[int, ...]
@@ -148,7 +167,9 @@ class Plan(Protocol):
     momentum: float
 
     def mean(self, numbers: Sequence[float], weighting: Weighting) -> Tensor:
-        """Return the weighted mean of a number a client over the holders of each coordinate, float32 [P]; 0 where there are none."""
+        """Return the weighted mean of a number a client over the holders of each coordinate,
+        float32 [P]; 0 where there are none.
+        """
         ...
 
 
@@ -156,9 +177,10 @@ class Plan(Protocol):
 class Aggregate:
     """A round's uploads, averaged per coordinate over the clients that hold it.
 
-    `mean`: by upload name, [P], zero where nobody holds the coordinate; `covered`: bool [P]; `buffers`: [B], the mean of the
-    holders' buffers; `buffers_covered`: bool [B]; `clients`: one row a client in cohort order; `participation()`: of each coordinate's
-    holders in the population, the share that took part, |S_p| / N_p, [P]; `side`: means of the sub-models' side sums, [Q].
+    `mean`: by upload name, [P], zero where nobody holds the coordinate; `covered`: bool [P];
+    `buffers`: [B], the mean of the holders' buffers; `buffers_covered`: bool [B]; `clients`: one
+    row a client in cohort order; `participation()`: of each coordinate's holders in the population,
+    the share that took part, |S_p| / N_p, [P]; `side`: means of the sub-models' side sums, [Q].
     """
 
     mean: Mapping[str, Tensor]
@@ -171,7 +193,9 @@ class Aggregate:
 
 
 class ServerStep(NamedTuple):
-    """What became of a round's uploads: their averages, the update that the transform was `given` [P], and what was `added` [P]."""
+    """What became of a round's uploads: their averages, the update that the transform was `given`
+    [P], and what was `added` [P].
+    """
 
     aggregate: Aggregate
     given: Tensor

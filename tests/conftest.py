@@ -23,9 +23,20 @@ torch.set_num_threads(1)
 def type_command(tmp_path: Path):
     """Type a command line in an empty folder, as a user would; outputs/ appears there."""
 
-    def run(*arguments: str, timeout: float = 120, env: dict[str, str] | None = None, launcher: Sequence[str] = ()) -> Any:
+    def run(
+        *arguments: str,
+        timeout: float = 120,
+        env: dict[str, str] | None = None,
+        launcher: Sequence[str] = (),
+    ) -> Any:
         command = [*(launcher or [sys.executable]), str(ROOT / "run.py"), *arguments]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"PYTHONPATH": str(ROOT)} | (env or {})
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, env=clean)
+        clean = (
+            {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+            | {"PYTHONPATH": str(ROOT)}
+            | (env or {})
+        )
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, env=clean
+        )
 
     return run

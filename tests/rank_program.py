@@ -1,7 +1,8 @@
 """One rank of a test: join a group, run many configurations in it, and write what rank 0 got.
 
-Usage: python rank_program.py RANK WORLD FOLDER TASK, where TASK is a JSON file: a list of [name, overrides, phases]. Phases: "whole" runs
-all rounds; "part" the first round, with a checkpoint; "rest" goes on from it.
+Usage: python rank_program.py RANK WORLD FOLDER TASK, where TASK is a JSON file: a list of [name,
+overrides, phases]. Phases: "whole" runs all rounds; "part" the first round, with a checkpoint;
+"rest" goes on from it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from support import settings_of, timeless
 
-from inco.checkpoint import Checkpoints
-from inco.config.resume import begin, pack
-from inco.config.summary import sha256
-from inco.config.wiring import assemble
-from inco.engine import Ranks
+from inco.assembly import assemble
+from inco.engine.ranks import Ranks
+from inco.records.checkpoint import Checkpoints
+from inco.run.resume import begin, pack
+from inco.run.summary import sha256
 
 ROUNDS = 2
 
@@ -33,7 +34,9 @@ def run(ranks: Ranks, settings: dict[str, Any], folder: Path, phase: str) -> dic
     saved = Checkpoints(folder).load_latest() if phase == "rest" and ranks.rank == 0 else None
     state = begin(assembly, ranks, settings, saved)
     rows: list[dict[str, Any]] = []
-    assembly.simulator.run(state, 1 if phase == "part" else ROUNDS, lambda state, metrics: rows.append(metrics))
+    assembly.simulator.run(
+        state, 1 if phase == "part" else ROUNDS, lambda state, metrics: rows.append(metrics)
+    )
     if phase == "part" and ranks.rank == 0:
         Checkpoints(folder).save(pack(assembly, state, settings, 0.0))
     ranks.share(None)  # the next phase may read what this one wrote

@@ -44,7 +44,8 @@ TINY_VIT = (
 )
 
 
-WIDE = tuple(o for o in TINY if not o.startswith("model.widths"))  # beside each narrow model one of default width
+# beside each narrow model one of default width
+WIDE = tuple(o for o in TINY if not o.startswith("model.widths"))
 WIDE_VIT = tuple(o for o in TINY_VIT if not o.startswith(("model.dim", "model.heads")))
 
 
@@ -52,13 +53,20 @@ BASES = {"narrow": TINY, "wide": WIDE, "narrow-vit": TINY_VIT, "wide-vit": WIDE_
 
 
 def thinned(*axes: Sequence[Any]) -> list[Any]:
-    """Return all combinations; those beyond what it takes to meet each value once are for `pytest -m full`."""
+    """Return all combinations; those beyond what it takes to meet each value once are for `pytest
+    -m full`.
+    """
     kept = {tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))}
-    return [case if case in kept else pytest.param(*case, marks=pytest.mark.full) for case in itertools.product(*axes)]
+    return [
+        case if case in kept else pytest.param(*case, marks=pytest.mark.full)
+        for case in itertools.product(*axes)
+    ]
 
 
 def named(value: Any) -> Any:
-    """Return a short name of a base of overrides for a test's name; None leaves the naming of all else to pytest."""
+    """Return a short name of a base of overrides for a test's name; None leaves the naming of all
+    else to pytest.
+    """
     return next((name for name, base in BASES.items() if value is base), None)
 
 
@@ -71,15 +79,20 @@ def settings_of(*overrides: str) -> dict[str, Any]:
 
 
 def simulate(*overrides: str, rounds: int | None = None) -> tuple[Any, list[dict[str, float]], Any]:
-    """Run a configuration in this process on one rank. Returns the last state, the rows and the assembly."""
-    from inco.config.wiring import assemble
-    from inco.engine import Ranks
+    """Run a configuration in this process on one rank.
+
+    Returns the last state, the rows and the assembly.
+    """
+    from inco.assembly import assemble
+    from inco.engine.ranks import Ranks
 
     settings = settings_of(*overrides)
     run = assemble(settings, Ranks(0, 1, torch.device("cpu")))
     state = run.simulator.start(settings["seed"])
     rows: list[dict[str, float]] = []
-    run.simulator.run(state, rounds or settings["rounds"], lambda state, metrics: rows.append(metrics))
+    run.simulator.run(
+        state, rounds or settings["rounds"], lambda state, metrics: rows.append(metrics)
+    )
     return state, rows, run
 
 

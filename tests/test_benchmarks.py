@@ -1,4 +1,6 @@
-"""The benchmarks at tiny sizes: what a table holds, that every system does the product's work, and what does not count as a measurement."""
+"""The benchmarks at tiny sizes: what a table holds, that every system does the product's work, and
+what does not count as a measurement.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from support import ROOT
 
-import inco.client
+import inco.clients.trainer
 from benchmarks.__main__ import main, parse
 from benchmarks.driver import Round, Trial, run_trial
 from benchmarks.events import Mover
@@ -23,8 +25,8 @@ from benchmarks.report import rows_of
 from benchmarks.systems import OURS, PEERS, System
 from benchmarks.systems.floor import preload
 from benchmarks.workloads import WORKLOADS
-from inco.config.wiring import assemble
-from inco.engine import Ranks
+from inco.assembly import assemble
+from inco.engine.ranks import Ranks
 
 
 def quick(name: str, tmp_path: Path) -> dict:
@@ -41,34 +43,59 @@ def test_w2_is_measured_shown_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     names = ["floor", "inco fp32, 1 worker", "inco bf16, 2 workers", "plain loop"]
     assert [row["system"] for row in kept["rows"]] == names and all(name in shown for name in names)
     for row in kept["rows"]:
-        assert not row["failed"] and row["rounds"] == 1 and row["peak_mb"] > 50 and row["start"]["median"] > 0
+        assert (
+            not row["failed"]
+            and row["rounds"] == 1
+            and row["peak_mb"] > 50
+            and row["start"]["median"] > 0
+        )
         assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
         both = row["clean"] and kept["rows"][0]["clean"]  # other tests run meanwhile
         assert (row["to_floor"] is not None) == bool(both)
-    assert kept["rows"][2]["peak_mb"] > 1.5 * kept["rows"][1]["peak_mb"], "both workers' memory is counted"
-    assert kept["machine"]["cpu"] and kept["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert all(r["number"] == 2 and r["moved"] > 0 and r["foreign"] >= 0 for t in kept["trials"] for r in t["rounds"])
+    assert kept["rows"][2]["peak_mb"] > 1.5 * kept["rows"][1]["peak_mb"], (
+        "both workers' memory is counted"
+    )
+    assert (
+        kept["machine"]["cpu"]
+        and kept["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    )
+    assert all(
+        r["number"] == 2 and r["moved"] > 0 and r["foreign"] >= 0
+        for t in kept["trials"]
+        for r in t["rounds"]
+    )
     assert str(out) in shown.replace("\n", "") and "s/round" in shown
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["w1", "w2", "gpu"])
-def test_the_floor_takes_the_batches_of_the_products_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_takes_the_batches_of_the_products_round(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same number, sizes and images, in the same order; levels too."""
     settings, taken = quick(name, tmp_path), []
     run = assemble(settings, Ranks(0, 1, torch.device("cpu")))
     order = [t.client for t in run.simulator.population.tasks(1)]
     plan = run.simulator.engine.plan(run.simulator.population.tasks(1))[0]
-    take = inco.client.take
-    monkeypatch.setattr(inco.client, "take", lambda images, *rest: taken.append(take(images, *rest)) or taken[-1])
+    take = inco.clients.trainer.take
+    monkeypatch.setattr(
+        inco.clients.trainer,
+        "take",
+        lambda images, *rest: taken.append(take(images, *rest)) or taken[-1],
+    )
     run.simulator.engine.map_reduce(*_round(run.simulator, settings["seed"]))
     monkeypatch.undo()
     material = Material(settings)
     clients = material.clients(1)
-    assert [c.number for c in clients] == order and {c.level for c in clients} <= set(material.levels)
+    assert [c.number for c in clients] == order and {c.level for c in clients} <= set(
+        material.levels
+    )
     wanted = [material.batch(index) for position in plan for index in clients[position].batches]
     assert [len(y) for _, y in wanted] == [len(y) for _, y in taken]
-    assert all(torch.equal(a, b) and torch.equal(x, z) for (x, a), (z, b) in zip(wanted, taken, strict=True))
+    assert all(
+        torch.equal(a, b) and torch.equal(x, z)
+        for (x, a), (z, b) in zip(wanted, taken, strict=True)
+    )
     work = preload(material, 1)
     assert sorted(len(y) for _, _, y in work) == sorted(len(y) for _, y in taken)
     assert all(x.is_contiguous() for _, x, _ in work), "the default layout"
@@ -76,24 +103,43 @@ def test_the_floor_takes_the_batches_of_the_products_round(name: str, tmp_path: 
 
 def _round(simulator, seed: int) -> tuple:
     state, tasks = simulator.start(seed), simulator.population.tasks(1)
-    return simulator.engine.cohort(tasks, simulator.population.submodels(1)), state.w, state.b, state.algorithm
+    return (
+        simulator.engine.cohort(tasks, simulator.population.submodels(1)),
+        state.w,
+        state.b,
+        state.algorithm,
+    )
 
 
 @pytest.mark.full
 def test_the_workloads_are_the_published_ones() -> None:
     one, two = WORKLOADS["w1"].settings(), WORKLOADS["w2"].settings()
-    assert one["num_clients"] * one["sample_ratio"] == 10 and two["num_clients"] * two["sample_ratio"] == 100
-    assert one["model"]["blocks"] == [1, 1, 1, 1] and one["local"]["batch_size"] == 64 and two["local"]["batch_size"] == 60
-    assert one["local"]["lr"] == two["local"]["lr"] == 0.05 and one["local"]["epochs"] == two["local"]["epochs"] == 1
+    assert (
+        one["num_clients"] * one["sample_ratio"] == 10
+        and two["num_clients"] * two["sample_ratio"] == 100
+    )
+    assert (
+        one["model"]["blocks"] == [1, 1, 1, 1]
+        and one["local"]["batch_size"] == 64
+        and two["local"]["batch_size"] == 60
+    )
+    assert (
+        one["local"]["lr"] == two["local"]["lr"] == 0.05
+        and one["local"]["epochs"] == two["local"]["epochs"] == 1
+    )
     assert one["local"]["momentum"] == two["local"]["momentum"] == 0 and one["eval_every"] == 1
-    assert {s.options["precision"] for s in OURS} == {"fp32", "bf16"} and {s.options["workers"] for s in OURS} == {1, 2}
+    assert {s.options["precision"] for s in OURS} == {"fp32", "bf16"} and {
+        s.options["workers"] for s in OURS
+    } == {1, 2}
 
 
 @pytest.mark.full
 def test_what_is_not_installed_has_a_row() -> None:
     absent = System("absent", "benchmarks.systems.floor", needs=("no_such_package_here",))
     row = rows_of([run_trial(absent, {}, 1)])[0]
-    assert row["failed"].startswith("not installed: no_such_package_here") and row["seconds"] is None
+    assert (
+        row["failed"].startswith("not installed: no_such_package_here") and row["seconds"] is None
+    )
     assert all(system.needs for system in PEERS)
 
 
@@ -104,15 +150,34 @@ def test_a_failure_is_told(tmp_path: Path) -> None:
 
 
 def trial(system: str, *rounds: tuple[float, float], moved: float = 1.0) -> Trial:
-    return Trial(system, 0, 1.0, 100.0, [Round(i, s, 0.0, moved, foreign, 1.0) for i, (s, foreign) in enumerate(rounds, 2)])
+    return Trial(
+        system,
+        0,
+        1.0,
+        100.0,
+        [Round(i, s, 0.0, moved, foreign, 1.0) for i, (s, foreign) in enumerate(rounds, 2)],
+    )
 
 
 @pytest.mark.full
 def test_dirty_rounds_are_left_out() -> None:
-    floor, clean, dirty = rows_of([trial("floor", (2.0, 0)), trial("a", (9.0, 0.5), (1.0, 0.0)), trial("b", (4.0, 0.5))], "floor")
-    assert clean["seconds"]["median"] == 1.0 and clean["to_floor"] == 0.5 and (clean["clean"], clean["rounds"]) == (1, 2)
-    assert dirty["seconds"]["median"] == 4.0 and dirty["clean"] == 0, "marked where there is no clean one"
-    assert dirty["to_floor"] is None and rows_of([trial("floor", (2.0, 0.5)), trial("a", (1.0, 0.0))], "floor")[1]["to_floor"] is None
+    floor, clean, dirty = rows_of(
+        [trial("floor", (2.0, 0)), trial("a", (9.0, 0.5), (1.0, 0.0)), trial("b", (4.0, 0.5))],
+        "floor",
+    )
+    assert (
+        clean["seconds"]["median"] == 1.0
+        and clean["to_floor"] == 0.5
+        and (clean["clean"], clean["rounds"]) == (1, 2)
+    )
+    assert dirty["seconds"]["median"] == 4.0 and dirty["clean"] == 0, (
+        "marked where there is no clean one"
+    )
+    assert (
+        dirty["to_floor"] is None
+        and rows_of([trial("floor", (2.0, 0.5)), trial("a", (1.0, 0.0))], "floor")[1]["to_floor"]
+        is None
+    )
     assert floor["to_floor"] == 1.0
 
 
@@ -122,7 +187,10 @@ def test_weights_that_do_not_move_are_no_measurement(tmp_path: Path) -> None:
     settings = quick("w2", tmp_path)
     stuck = settings | {"local": settings["local"] | {"lr": 1e-30}}
     found = run_trial(OURS[0], stuck, 1)
-    assert "the weights did not move in round 2" in found.failed and rows_of([found])[0]["seconds"] is None
+    assert (
+        "the weights did not move in round 2" in found.failed
+        and rows_of([found])[0]["seconds"] is None
+    )
 
 
 @pytest.mark.full
@@ -142,13 +210,18 @@ def test_cpu_time_of_others() -> None:
 @pytest.mark.full
 def test_a_watch_knows_its_processes() -> None:
     """By the mark in their environment; their children as well. What they use is theirs."""
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(40 << 20)\\nwhile True: pass'])"
+    code = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(40 <<"
+        " 20)\\nwhile True: pass'])"
+    )
     watch = Watch("m1")
     before = watch.sample()
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {MARK: "m1"})
     try:
         until = time.monotonic() + 30
-        while time.monotonic() < until and (len(watch.left()) < 2 or watch.sample().ours - before.ours < 0.3):
+        while time.monotonic() < until and (
+            len(watch.left()) < 2 or watch.sample().ours - before.ours < 0.3
+        ):
             time.sleep(0.1)
         now, strangers = watch.sample(), Watch("m2").left()
         assert now.ours - before.ours >= 0.3 and now.rss > 40 << 20 and watch.peak_rss >= now.rss
@@ -164,7 +237,11 @@ def test_a_watch_knows_its_processes() -> None:
 def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scale", "--quick", "--rounds", "1", "--out", str(tmp_path / "scale.json")]) == 0
     kept = json.loads((tmp_path / "scale.json").read_text())
-    assert len(kept["rows"]) == 3 and not any(row["failed"] for row in kept["rows"]) and set(kept["partition_s"]) == {"iid", "shards"}
+    assert (
+        len(kept["rows"]) == 3
+        and not any(row["failed"] for row in kept["rows"])
+        and set(kept["partition_s"]) == {"iid", "shards"}
+    )
     assert "times the round" in capsys.readouterr().out
 
 
@@ -196,4 +273,6 @@ def test_sizes_and_homes() -> None:
     for path in (ROOT / "benchmarks").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 300, path
     for path in (ROOT / "inco").rglob("*.py"):
-        assert not any(f"import {name}" in path.read_text() for name in ("psutil", "flwr", "pfl", "benchmarks")), path
+        assert not any(
+            f"import {name}" in path.read_text() for name in ("psutil", "flwr", "pfl", "benchmarks")
+        ), path

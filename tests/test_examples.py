@@ -1,6 +1,8 @@
-"""The examples for code of one's own: HeteroFL's average with InCo after it, and Flower strategies against the library call by hand.
+"""The examples for code of one's own: HeteroFL's average with InCo after it, and Flower strategies
+against the library call by hand.
 
-`examples/state_dict_inco.py` is run in test_cross_layer.py. Tests with Flower are skipped where flwr is not installed.
+`examples/state_dict_inco.py` is run in test_cross_layer.py. Tests with Flower are skipped where
+flwr is not installed.
 """
 
 from __future__ import annotations
@@ -44,12 +46,18 @@ def by_hand(old: State, new: State, **options: Any) -> State:
 def moved(state: State, seed: int) -> State:
     """What a client might send: every float a little elsewhere, every counter one step on."""
     torch.manual_seed(seed)
-    return {name: t + (0.01 * torch.randn(t.shape) if t.is_floating_point() else 1) for name, t in state.items()}
+    return {
+        name: t + (0.01 * torch.randn(t.shape) if t.is_floating_point() else 1)
+        for name, t in state.items()
+    }
 
 
 def mean(uploads: dict[int, State]) -> State:
     """FedAvg by hand: uploads by their number of examples."""
-    return {name: sum(n * u[name] for n, u in uploads.items()) / sum(uploads) for name in next(iter(uploads.values()))}
+    return {
+        name: sum(n * u[name] for n, u in uploads.items()) / sum(uploads)
+        for name in next(iter(uploads.values()))
+    }
 
 
 # --- HeteroFL
@@ -57,7 +65,9 @@ def mean(uploads: dict[int, State]) -> State:
 
 def test_heterofl_average_by_hand(heterofl: SimpleNamespace) -> None:
     old = {"conv": torch.zeros(4, 4)}
-    new = heterofl.scatter_average(old, [{"conv": torch.full((2, 2), 1.0)}, {"conv": torch.full((3, 3), 3.0)}])
+    new = heterofl.scatter_average(
+        old, [{"conv": torch.full((2, 2), 1.0)}, {"conv": torch.full((3, 3), 3.0)}]
+    )
     assert new["conv"].tolist() == [[2, 2, 3, 0], [2, 2, 3, 0], [3, 3, 3, 0], [0, 0, 0, 0]]
 
 
@@ -94,7 +104,9 @@ def test_heterofl_runs(heterofl: SimpleNamespace) -> None:
 
 @pytest.fixture
 def model(heterofl: SimpleNamespace) -> nn.Module:
-    """A ResNet whose pairs are found by name; the norm behind it has statistics and an integer counter."""
+    """A ResNet whose pairs are found by name; the norm behind it has statistics and an integer
+    counter.
+    """
     torch.manual_seed(0)
     return nn.ModuleDict({"body": heterofl.SmallResNet(4), "norm": nn.BatchNorm1d(10)})
 
@@ -103,7 +115,15 @@ def fit_results(uploads: dict[int, State]) -> list:
     from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
 
     return [
-        (None, FitRes(Status(Code.OK, ""), ndarrays_to_parameters([t.numpy() for t in upload.values()]), examples, {}))
+        (
+            None,
+            FitRes(
+                Status(Code.OK, ""),
+                ndarrays_to_parameters([t.numpy() for t in upload.values()]),
+                examples,
+                {},
+            ),
+        )
         for examples, upload in uploads.items()
     ]
 
@@ -115,18 +135,30 @@ def tensors(parameters: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("options", [{}, {"rule": "algorithm1", "pairs": "paper"}, {"clip": 1e-3}])
-def test_flower_equals_the_library_call(flower: SimpleNamespace, model: nn.Module, options: dict) -> None:
+def test_flower_equals_the_library_call(
+    flower: SimpleNamespace, model: nn.Module, options: dict
+) -> None:
     state = {name: t.clone() for name, t in model.state_dict().items()}
     floats = [name for name, t in state.items() if t.is_floating_point()]
     strategy = flower.InCoFedAvg(model, options)
     for number in (1, 2):  # the second round starts from the result of the first
         uploads = {10 * k: moved(state, seed=10 * number + k) for k in (1, 2)}
-        got = dict(zip(state, tensors(strategy.aggregate_fit(number, fit_results(uploads), [])[0]), strict=True))
+        got = dict(
+            zip(
+                state,
+                tensors(strategy.aggregate_fit(number, fit_results(uploads), [])[0]),
+                strict=True,
+            )
+        )
         average = mean(uploads)
         want = by_hand(state, average, **options)
-        torch.testing.assert_close({n: got[n] for n in floats}, {n: want[n] for n in floats}, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(
+            {n: got[n] for n in floats}, {n: want[n] for n in floats}, rtol=1e-4, atol=2e-6
+        )
         assert [t.dtype for t in got.values()] == [t.dtype for t in state.values()]
-        assert not torch.allclose(got["body.layer1.1.conv1.weight"], average["body.layer1.1.conv1.weight"], atol=1e-4)
+        assert not torch.allclose(
+            got["body.layer1.1.conv1.weight"], average["body.layer1.1.conv1.weight"], atol=1e-4
+        )
         state = got
 
 
@@ -153,13 +185,16 @@ def test_flower_by_messages_equals_the_library_call(
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy import FedAvg
 
-    monkeypatch.setattr(FedAvg, "configure_train", lambda *_: [])  # it makes messages, which only a run of Flower's can
+    # it makes messages, which only a run of Flower's can
+    monkeypatch.setattr(FedAvg, "configure_train", lambda *_: [])
     state = model.state_dict()
     uploads = {examples: moved(state, seed=examples) for examples in (3, 5)}
     strategy = flower.InCoMessageFedAvg(options)
     strategy.configure_train(1, ArrayRecord(state), ConfigRecord(), grid=None)
     contents = [
-        RecordDict({"arrays": ArrayRecord(upload), "metrics": MetricRecord({"num-examples": examples})})
+        RecordDict(
+            {"arrays": ArrayRecord(upload), "metrics": MetricRecord({"num-examples": examples})}
+        )
         for examples, upload in uploads.items()
     ]
     replies = [SimpleNamespace(content=content, has_error=lambda: False) for content in contents]
@@ -181,7 +216,10 @@ def test_flower_trains(flower: SimpleNamespace) -> None:
 @pytest.mark.full
 def test_flower_missing_is_one_line() -> None:
     script = str(ROOT / "examples" / "flower_inco.py")
-    code = f"import runpy, sys; sys.modules['flwr'] = None; runpy.run_path({script!r}, run_name='__main__')"
+    code = (
+        f"import runpy, sys; sys.modules['flwr'] = None; runpy.run_path({script!r},"
+        " run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

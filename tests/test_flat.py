@@ -1,5 +1,7 @@
-"""Flat vectors: a layout and its views are one memory, a slice moves what its index says on both of its paths, and a bound
-model with one flat optimizer takes the steps that torch takes tensor by tensor (plain SGD: bit for bit)."""
+"""Flat vectors: a layout and its views are one memory, a slice moves what its index says on both of
+its paths, and a bound model with one flat optimizer takes the steps that torch takes tensor by
+tensor (plain SGD: bit for bit).
+"""
 
 from collections.abc import Callable
 
@@ -8,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inco.clients.local import SGD, Adam, Local, reset
 from inco.flat import _MOST_RUNS, BoundModel, Entry, Layout, Slice, layouts_of
-from inco.local import SGD, Adam, Local, reset
 
 SHAPES = {"a.weight": (3, 2), "conv": (4, 3, 2, 5), "scalar": (), "bias": (7,), "tokens": (1, 4, 3)}
 
@@ -21,7 +23,13 @@ def tensors() -> dict[str, Tensor]:
 
 def small_net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 3),
+    )
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -41,14 +49,18 @@ def test_pack_and_views_are_inverse_and_share_memory() -> None:
     given = tensors()
     layout = Layout.of(given)
     flat = layout.pack(given)
-    assert flat.dtype == torch.float32 and flat.shape == (layout.numel,) == (sum(t.numel() for t in given.values()),)
+    assert flat.dtype == torch.float32 and flat.shape == (layout.numel,) == (
+        sum(t.numel() for t in given.values()),
+    )
     for name, view in layout.views(flat).items():
         assert view.shape == given[name].shape and torch.equal(view, given[name])
         before = flat.clone()
         view.add_(1)
         entry = layout.entries[name]
         touched = (flat != before).nonzero().flatten().tolist()
-        assert touched == list(range(entry.offset, entry.offset + entry.numel)), "a tensor's elements are one contiguous piece"
+        assert touched == list(range(entry.offset, entry.offset + entry.numel)), (
+            "a tensor's elements are one contiguous piece"
+        )
     other = torch.full((layout.numel,), float("nan"))
     assert layout.pack(given, other) is other and not other.isnan().any()
 
@@ -68,7 +80,9 @@ def test_convolutions_are_stored_channels_last() -> None:
 
 def test_axes_and_counters_are_recorded() -> None:
     layout = Layout.of({"w": torch.zeros(2, 3), "n": torch.tensor(4)}, {"w": ("out", "in")})
-    assert layout.entries["w"] == Entry("w", (2, 3), 0, ("out", "in")) and layout.entries["n"] == Entry("n", (), 6, (), True)
+    assert layout.entries["w"] == Entry("w", (2, 3), 0, ("out", "in")) and layout.entries[
+        "n"
+    ] == Entry("n", (), 6, (), True)
     with pytest.raises(ValueError, match=r"axes of w .*\(2, 3\).*one group a dimension"):
         Layout.of({"w": torch.zeros(2, 3)}, {"w": ("out",)})
     flat = torch.tensor([1.5, -1.5, 0.5, 0, 0, 0, 6.999])
@@ -83,7 +97,10 @@ def test_concat_puts_whole_layouts_one_after_the_other() -> None:
     assert list(both.entries) == [f"0-small/{n}" for n in a.entries] + ["1-large/n", "1-large/bias"]
     for prefix, part, start in (("0-small", a, 0), ("1-large", b, a.numel)):
         for name in part.entries:
-            assert torch.equal(both.view(flat, f"{prefix}/{name}"), part.view(flat[start : start + part.numel], name))
+            assert torch.equal(
+                both.view(flat, f"{prefix}/{name}"),
+                part.view(flat[start : start + part.numel], name),
+            )
     assert both.entries["1-large/n"].integer and not both.entries["1-large/bias"].integer
 
 
@@ -94,7 +111,9 @@ def scattered(size: int) -> Tensor:
 
 INDICES: dict[str, Tensor] = {
     "all": torch.arange(300),
-    "pieces": torch.cat([torch.arange(50, 90), torch.arange(0, 10), torch.tensor([299, 17]), torch.arange(91, 200)]),
+    "pieces": torch.cat(
+        [torch.arange(50, 90), torch.arange(0, 10), torch.tensor([299, 17]), torch.arange(91, 200)]
+    ),
     "every other": torch.arange(0, 300, 2),
     "one": torch.tensor([123]),
     "none": torch.empty(0, dtype=torch.int64),
@@ -138,10 +157,20 @@ def test_by_name_takes_whole_tensors_in_the_order_of_the_part() -> None:
     full = Layout.of({"x": torch.zeros(2, 2), "y": torch.zeros(3), "z": torch.zeros(1)})
     part = Layout.of({"z": torch.zeros(1), "x": torch.zeros(2, 2)})
     assert Slice.by_name(full, part).index.tolist() == [7, 0, 1, 2, 3]
-    assert Slice.by_name(Layout.concat({"p": full, "q": full}), part, "q/").index.tolist() == [15, 8, 9, 10, 11]
-    with pytest.raises(ValueError, match=r"sub-model's w has shape \(1,\), the global model's is missing"):
+    assert Slice.by_name(Layout.concat({"p": full, "q": full}), part, "q/").index.tolist() == [
+        15,
+        8,
+        9,
+        10,
+        11,
+    ]
+    with pytest.raises(
+        ValueError, match=r"sub-model's w has shape \(1,\), the global model's is missing"
+    ):
         Slice.by_name(full, Layout.of({"w": torch.zeros(1)}))
-    with pytest.raises(ValueError, match=r"sub-model's x has shape \(4,\), the global model's is of shape \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"sub-model's x has shape \(4,\), the global model's is of shape \(2, 2\)"
+    ):
         Slice.by_name(full, Layout.of({"x": torch.zeros(4)}))
 
 
@@ -152,12 +181,23 @@ def test_bound_model_is_views_and_stays_views() -> None:
         for net in (reference, bound.model):
             F.cross_entropy(net(batch(step)[0]), batch(step)[1]).backward()
     for name, p in bound.model.named_parameters():
-        assert p.data_ptr() == bound.params.view(bound.w, name).data_ptr() and p.stride() == bound.params.view(bound.w, name).stride()
-        assert p.grad is not None and p.grad.data_ptr() == bound.params.view(bound.g, name).data_ptr()
-        assert torch.allclose(p.grad, reference.get_parameter(name).grad, atol=1e-6), "gradients accumulate in the flat vector"
+        assert (
+            p.data_ptr() == bound.params.view(bound.w, name).data_ptr()
+            and p.stride() == bound.params.view(bound.w, name).stride()
+        )
+        assert (
+            p.grad is not None and p.grad.data_ptr() == bound.params.view(bound.g, name).data_ptr()
+        )
+        assert torch.allclose(p.grad, reference.get_parameter(name).grad, atol=1e-6), (
+            "gradients accumulate in the flat vector"
+        )
     for name in ("1.running_mean", "1.running_var"):
-        assert bound.model.get_buffer(name).data_ptr() == bound.buffers.view(bound.b, name).data_ptr()
-        assert torch.allclose(bound.buffers.view(bound.b, name), reference.get_buffer(name), atol=1e-6)
+        assert (
+            bound.model.get_buffer(name).data_ptr() == bound.buffers.view(bound.b, name).data_ptr()
+        )
+        assert torch.allclose(
+            bound.buffers.view(bound.b, name), reference.get_buffer(name), atol=1e-6
+        )
     bound.g.zero_()
     assert all(not p.grad.any() for p in bound.model.parameters() if p.grad is not None)
 
@@ -170,7 +210,9 @@ def test_counters_are_loaded_and_read() -> None:
     counter = bound.model.get_buffer("1.num_batches_tracked")
     assert counter.dtype == torch.int64 and counter.item() == 7
     bound.model(batch(0)[0])
-    assert bound.buffers.view(bound.b, "1.num_batches_tracked").item() == 7, "the flat copy is old until it is read"
+    assert bound.buffers.view(bound.b, "1.num_batches_tracked").item() == 7, (
+        "the flat copy is old until it is read"
+    )
     assert bound.buffers.view(bound.read_buffers(), "1.num_batches_tracked").item() == 8
 
 
@@ -182,7 +224,9 @@ def test_load_fills_the_model_from_a_slice() -> None:
     buffers = Slice(bound.buffers, torch.arange(bound.buffers.numel) + 4)
     bound.load(server, stats, params, buffers)
     assert torch.equal(bound.w, server[params.index]) and torch.equal(bound.b, stats[4:])
-    assert torch.equal(bound.model.get_parameter("4.bias"), bound.params.view(server[params.index], "4.bias"))
+    assert torch.equal(
+        bound.model.get_parameter("4.bias"), bound.params.view(server[params.index], "4.bias")
+    )
 
 
 def new_flat(bound: BoundModel, local: Local) -> torch.optim.Optimizer:
@@ -215,8 +259,10 @@ def step_once(net: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> No
 
 @pytest.mark.parametrize("rule", RULES)
 def test_flat_steps_equal_torch_tensor_by_tensor(rule: str) -> None:
-    """Over 20 steps of a network with BatchNorm, convolutions channels-last on both sides. Plain SGD: bitwise. The others: to 5e-7,
-    because torch's fused CPU kernels round the few elements at the end of a vector differently, and a flat vector has one end."""
+    """Over 20 steps of a network with BatchNorm, convolutions channels-last on both sides. Plain
+    SGD: bitwise. The others: to 5e-7, because torch's fused CPU kernels round the few elements at
+    the end of a vector differently, and a flat vector has one end.
+    """
     local, make = RULES[rule]
     reference, bound = small_net().to(memory_format=torch.channels_last), bind(small_net())
     theirs, ours = make(list(reference.parameters())), new_flat(bound, local)
@@ -226,7 +272,11 @@ def test_flat_steps_equal_torch_tensor_by_tensor(rule: str) -> None:
     for name, tensor in reference.state_dict().items():
         ours_now = bound.model.state_dict()[name]
 
-        assert torch.equal(ours_now, tensor) if rule == "sgd" else torch.allclose(ours_now, tensor, rtol=0, atol=5e-7), name
+        assert (
+            torch.equal(ours_now, tensor)
+            if rule == "sgd"
+            else torch.allclose(ours_now, tensor, rtol=0, atol=5e-7)
+        ), name
     assert not torch.equal(bound.w, bind(small_net()).w)
 
 
@@ -234,8 +284,16 @@ def test_flat_steps_equal_torch_tensor_by_tensor(rule: str) -> None:
 def test_flat_steps_equal_the_textbook(rule: str) -> None:
     """To 1e-12 in float64: the update rules written out, on a quadratic (gradient = w - target)."""
     local = RULES[rule][0]
-    target, flat = torch.arange(5, dtype=torch.float64), nn.Parameter(torch.zeros(5, dtype=torch.float64))
-    optimizer, w, m, v = local.optimizer(flat), torch.zeros(5, dtype=torch.float64), torch.zeros(5).double(), torch.zeros(5).double()
+    target, flat = (
+        torch.arange(5, dtype=torch.float64),
+        nn.Parameter(torch.zeros(5, dtype=torch.float64)),
+    )
+    optimizer, w, m, v = (
+        local.optimizer(flat),
+        torch.zeros(5, dtype=torch.float64),
+        torch.zeros(5).double(),
+        torch.zeros(5).double(),
+    )
     for t in range(1, 21):
         flat.grad = flat.detach() - target
         optimizer.step()

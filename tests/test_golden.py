@@ -1,4 +1,6 @@
-"""A refactor changes no bits: rounds of some settings are as recorded, to the bit where the machine has a record, near elsewhere."""
+"""A refactor changes no bits: rounds of some settings are as recorded, to the bit where the machine
+has a record, near elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,15 @@ import pytest
 
 from inco.machine import arithmetic
 
-SPEC = importlib.util.spec_from_file_location("record_rounds", Path(__file__).parent / "golden" / "record_rounds.py")
+SPEC = importlib.util.spec_from_file_location(
+    "record_rounds", Path(__file__).parent / "golden" / "record_rounds.py"
+)
 assert SPEC and SPEC.loader
 recorder = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(recorder)
 RECORDS = recorder.records()
-# Elsewhere the first round alone is near: later ones amplify rounding (isolated models under SGD by a factor of 1e5 in one round).
+# Elsewhere the first round alone is near: later ones amplify rounding (isolated models under SGD by
+# a factor of 1e5 in one round).
 NEAR = {
     "train/loss": {"rel": 5e-3},
     "test/loss": {"rel": 5e-3},
@@ -30,6 +35,10 @@ def test_rounds_are_as_recorded(case: str) -> None:
     now = recorder.rounds_of(case)
     for machine, record in RECORDS.items():
         for key, near in NEAR.items():
-            assert now[key][0] == pytest.approx(record[case][key][0], **near), f"{key}, against {machine}"
+            assert now[key][0] == pytest.approx(record[case][key][0], **near), (
+                f"{key}, against {machine}"
+            )
     if arithmetic() in RECORDS:
-        assert now == RECORDS[arithmetic()][case], "bits have changed: if that is meant, record anew and say why in the commit"
+        assert now == RECORDS[arithmetic()][case], (
+            "bits have changed: if that is meant, record anew and say why in the commit"
+        )

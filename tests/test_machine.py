@@ -37,7 +37,9 @@ def forgetful() -> None:
         ("", "", platform.machine()),
     ],
 )
-def test_the_instruction_set_is_the_processors_or_the_limit(flags: str, limit: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_instruction_set_is_the_processors_or_the_limit(
+    flags: str, limit: str, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "processor", lambda: {"flags": flags})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
@@ -54,10 +56,14 @@ def test_a_limit_makes_it_another_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert machine.describe()["limits"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
-def test_the_commit_is_that_of_the_checkout_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_that_of_the_checkout_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     def commit() -> dict:
         machine.commit.cache_clear()
@@ -82,9 +88,18 @@ def test_the_commit_is_that_of_the_checkout_that_runs(tmp_path: Path, monkeypatc
 
 
 def test_a_summary_has_it_all() -> None:
-    from inco.config.summary import origin
+    from inco.run.summary import origin
 
     found = origin()
-    assert {"inco", "python", "torch", "torchvision", "timm", "numpy", "omegaconf", "hydra-core"} <= set(found["versions"])
+    assert {
+        "inco",
+        "python",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "omegaconf",
+        "hydra-core",
+    } <= set(found["versions"])
     assert found["machine"]["cpu"] == machine.cpu_model() and found["machine"]["instruction_set"]
     assert ("gpu" in found["machine"]) == torch.cuda.is_available()

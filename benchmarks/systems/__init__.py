@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# glibc's malloc gives large blocks back to the system at once and asks for them again a moment later; these settings make it keep them.
+# glibc's malloc gives large blocks back to the system at once and asks for them again a moment
+# later; these settings make it keep them.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table. `module`: has `measure(job, reporter)`; `needs`: packages without which the row says so; `threads`: of torch,
-    0 to leave it to the system; `ranks`: processes that torchrun starts, 0 for none; `options`: for the module.
+    """One row of the table. `module`: has `measure(job, reporter)`; `needs`: packages without which
+    the row says so; `threads`: of torch, 0 to leave it to the system; `ranks`: processes that
+    torchrun starts, 0 for none; `options`: for the module.
     """
 
     name: str
@@ -33,14 +35,25 @@ class System:
 def product(workers: int, precision: str) -> System:
     """InCo itself."""
     name = f"inco {precision}, {workers} worker{'s' if workers > 1 else ''}"
-    return System(name, "benchmarks.systems.product", 0, options={"workers": workers, "precision": precision})
+    return System(
+        name, "benchmarks.systems.product", 0, options={"workers": workers, "precision": precision}
+    )
 
 
 FLOOR = System("floor", "benchmarks.systems.floor", 2)
-# The same, but threads that wait sleep instead of spinning: by far the faster on a machine that is not ours alone.
-FLOOR_ASLEEP = System("floor, OMP passive", FLOOR.module, 2, environment={"OMP_WAIT_POLICY": "passive"})
+# The same, but threads that wait sleep instead of spinning: by far the faster on a machine that is
+# not ours alone.
+FLOOR_ASLEEP = System(
+    "floor, OMP passive", FLOOR.module, 2, environment={"OMP_WAIT_POLICY": "passive"}
+)
 PLAIN = System("plain loop", "benchmarks.systems.plain", 2)
-FLOWER = System("flower, 2 actors", "benchmarks.systems.flower", 1, needs=("flwr", "ray"), options={"actors": 2, "server_threads": 2})
+FLOWER = System(
+    "flower, 2 actors",
+    "benchmarks.systems.flower",
+    1,
+    needs=("flwr", "ray"),
+    options={"actors": 2, "server_threads": 2},
+)
 _PFL = "benchmarks.systems.pfl_research"
 PFL = (
     System("pfl-research, 1 x 2", _PFL, 2, needs=("pfl",)),

@@ -1,5 +1,7 @@
-"""The floor: forward and backward of the very same batches on preloaded tensors, eager float32 in the default layout, no optimizer, and
-scoring in batches of 1000. It is the default way to do the arithmetic, not a lower bound."""
+"""The floor: forward and backward of the very same batches on preloaded tensors, eager float32 in
+the default layout, no optimizer, and scoring in batches of 1000. It is the default way to do the
+arithmetic, not a lower bound.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Work = list[tuple[int, Tensor, Tensor]]  # level, images, labels of each local s
 
 def preload(material: Material, round: int) -> Work:
     """Return every batch of a round, ready."""
-    return [(c.level, *material.batch(index)) for c in material.clients(round) for index in c.batches]
+    return [
+        (c.level, *material.batch(index)) for c in material.clients(round) for index in c.batches
+    ]
 
 
 def train(models: Mapping[int, nn.Module], work: Work) -> float:
@@ -30,14 +34,19 @@ def train(models: Mapping[int, nn.Module], work: Work) -> float:
         model = models[level]
         model.zero_grad(set_to_none=True)
         F.cross_entropy(model(x).logits, y).backward()
-    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+    return float(
+        torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    )
 
 
 @torch.no_grad()
 def score(model: nn.Module, x: Tensor, y: Tensor, batch: int = EVAL_BATCH) -> float:
     """Return the accuracy in percent."""
     model.eval()
-    correct = sum((model(a).logits.argmax(1) == b).sum() for a, b in zip(x.split(batch), y.split(batch), strict=True))
+    correct = sum(
+        (model(a).logits.argmax(1) == b).sum()
+        for a, b in zip(x.split(batch), y.split(batch), strict=True)
+    )
     return 100 * float(correct) / len(y)
 
 
@@ -54,7 +63,15 @@ def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
         _finish(material)
         trained = lap()
         accuracy = sum(score(model, x, y) for model in models.values()) / len(models)
-        reporter.round(number, trained, lap(), gradient, steps=len(work), images=sum(len(b) for _, _, b in work), accuracy=accuracy)
+        reporter.round(
+            number,
+            trained,
+            lap(),
+            gradient,
+            steps=len(work),
+            images=sum(len(b) for _, _, b in work),
+            accuracy=accuracy,
+        )
 
 
 def _finish(material: Material) -> None:

@@ -1,7 +1,8 @@
-"""Flower's simulation engine (Beutel et al., 2020) on Ray: its message API, our clients and batches.
+"""Flower's simulation engine (Beutel et al., 2020) on Ray: its message API, our clients and
+batches.
 
-There are as many nodes as clients a round; each message says which client the node is this time. Each client builds a model, as Flower's
-examples do; data is resident in the actors.
+There are as many nodes as clients a round; each message says which client the node is this time.
+Each client builds a model, as Flower's examples do; data is resident in the actors.
 """
 
 from __future__ import annotations
@@ -54,31 +55,46 @@ def train(message: Message, context: Context) -> Message:
         loss.backward()
         optimizer.step()
     metrics = MetricRecord({"loss": float(loss), "num-examples": client.examples})
-    return Message(content=RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+    return Message(
+        content=RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}),
+        reply_to=message,
+    )
 
 
 class Scheduled(FedAvg):
     """FedAvg whose cohorts are the product's."""
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         for node, client in zip(sorted(grid.get_node_ids()), cohort(server_round), strict=True):
             own = ConfigRecord({"client": client, "server-round": server_round})
-            yield Message(content=RecordDict({"arrays": arrays, "config": own}), message_type="train", dst_node_id=node)
+            yield Message(
+                content=RecordDict({"arrays": arrays, "config": own}),
+                message_type="train",
+                dst_node_id=node,
+            )
 
 
 def measure(order: Mapping[str, Any], reporter: Reporter) -> None:
     """Run the job's rounds."""
-    torch.set_num_threads(order["options"]["server_threads"])  # the actors wait while the server scores
-    model, nodes = material().model(), material().population.cohort_size
+    # the actors wait while the server scores
+    torch.set_num_threads(order["options"]["server_threads"])
+    model = material().model()
+    nodes = material().population.cohort_size
     x, y = material().test
-    server, lap, moved = ServerApp(), Laps(), Mover(dict(model.named_parameters()))
+    server = ServerApp()
+    lap = Laps()
+    moved = Mover(dict(model.named_parameters()))
 
     def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord:
         trained = lap()
         model.load_state_dict(arrays.to_torch_state_dict())
         accuracy = score(model, x, y)
         if number:
-            reporter.round(number, trained, lap(), moved(dict(model.named_parameters())), accuracy=accuracy)
+            reporter.round(
+                number, trained, lap(), moved(dict(model.named_parameters())), accuracy=accuracy
+            )
         else:
             reporter.ready()
         lap()
@@ -86,9 +102,16 @@ def measure(order: Mapping[str, Any], reporter: Reporter) -> None:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = Scheduled(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
-        strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=order["rounds"], evaluate_fn=evaluate)
+        strategy = Scheduled(
+            fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes
+        )
+        strategy.start(
+            grid, ArrayRecord(model.state_dict()), num_rounds=order["rounds"], evaluate_fn=evaluate
+        )
 
     actors = order["options"]["actors"]
-    backend: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors, "include_dashboard": False}}
+    backend: Any = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": actors, "include_dashboard": False},
+    }
     run_simulation(server_app=server, client_app=app, num_supernodes=nodes, backend_config=backend)

@@ -1,6 +1,8 @@
-"""pfl-research (Granqvist et al., NeurIPS 2024 datasets and benchmarks): its simulated backend on our clients and batches.
+"""pfl-research (Granqvist et al., NeurIPS 2024 datasets and benchmarks): its simulated backend on
+our clients and batches.
 
-Its cohorts come from the product's schedule and go to its processes longest first, as its own sampler does; data is resident.
+Its cohorts come from the product's schedule and go to its processes longest first, as its own
+sampler does; data is resident.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.events import Laps, Mover, Reporter
 from benchmarks.material import Client, Material
-from inco.schedule import assign
+from inco.fast.schedule import assign
 
 
 class Net(nn.Module):
@@ -44,7 +46,8 @@ class Net(nn.Module):
     def metrics(self, x: Tensor, y: Tensor) -> dict[str, Weighted]:
         self.net.eval()
         logits = self.net(x).logits
-        correct, loss = int((logits.argmax(1) == y).sum()), float(F.cross_entropy(logits, y, reduction="sum"))
+        correct = int((logits.argmax(1) == y).sum())
+        loss = float(F.cross_entropy(logits, y, reduction="sum"))
         return {"accuracy": Weighted(correct, len(y)), "loss": Weighted(loss, len(y))}
 
 
@@ -53,7 +56,8 @@ class User(PyTorchTensorDataset):
 
     def __init__(self, client: Client, material: Material) -> None:
         super().__init__((torch.empty(client.examples, 0),), user_id=str(client.number))
-        self.client, self.material = client, material
+        self.client = client
+        self.material = material
 
     def iter(self, batch_size: int | None) -> Iterator[tuple[Tensor, ...]]:
         for index in self.client.batches:
@@ -65,7 +69,10 @@ class Scheduled(FederatedDatasetBase):
 
     def __init__(self, material: Material, rank: int, world: int) -> None:
         super().__init__()
-        self.material, self.rank, self.world, self.round = material, rank, world, 0
+        self.material = material
+        self.rank = rank
+        self.world = world
+        self.round = 0
 
     def __next__(self) -> tuple[User, int]:
         raise NotImplementedError("cohorts are asked for as a whole")
@@ -78,10 +85,17 @@ class Scheduled(FederatedDatasetBase):
 
 
 class Clock(TrainingProcessCallback):
-    """Takes the time before and after the central evaluation; the instance that has a reporter tells the round."""
+    """Takes the time before and after the central evaluation; the instance that has a reporter
+    tells the round.
+    """
 
-    def __init__(self, lap: Laps, spent: dict[str, float], part: str, reporter: Reporter | None = None) -> None:
-        self.lap, self.spent, self.part, self.reporter = lap, spent, part, reporter
+    def __init__(
+        self, lap: Laps, spent: dict[str, float], part: str, reporter: Reporter | None = None
+    ) -> None:
+        self.lap = lap
+        self.spent = spent
+        self.part = part
+        self.reporter = reporter
         self.moved: Mover | None = None
 
     def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
@@ -91,18 +105,28 @@ class Clock(TrainingProcessCallback):
         self.lap()
         return Metrics()
 
-    def after_central_iteration(self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int) -> tuple[bool, Metrics]:
+    def after_central_iteration(
+        self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
+    ) -> tuple[bool, Metrics]:
         self.spent[self.part] = self.lap()
         if self.reporter and self.moved:
-            self.reporter.round(central_iteration + 1, self.spent["train"], self.spent["eval"], self.moved(model.variable_map))
+            self.reporter.round(
+                central_iteration + 1,
+                self.spent["train"],
+                self.spent["eval"],
+                self.moved(model.variable_map),
+            )
             self.lap()
         return False, Metrics()
 
 
 def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
-    """Run the job's rounds. pfl scores after the second round first, so that the warm-up round has no scoring."""
+    """Run the job's rounds. pfl scores after the second round first, so that the warm-up round has
+    no scoring.
+    """
     material = Material(job["settings"])
-    group, test = get_framework_module().distributed, PyTorchTensorDataset(material.test)
+    group = get_framework_module().distributed
+    test = PyTorchTensorDataset(material.test)
     net = Net(material.model())
     model = PyTorchModel(net, torch.optim.SGD, torch.optim.SGD(net.parameters(), lr=1.0))
     users = Scheduled(material, group.global_rank, group.world_size)
@@ -115,9 +139,15 @@ def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
             train_cohort_size=material.population.cohort_size,
             val_cohort_size=0,
         ),
-        backend=SimulatedBackend(training_data=users, val_data=users, postprocessors=[WeightByDatapoints()]),
+        backend=SimulatedBackend(
+            training_data=users, val_data=users, postprocessors=[WeightByDatapoints()]
+        ),
         model=model,
-        model_train_params=NNTrainHyperParams(local_num_epochs=1, local_learning_rate=material.lr, local_batch_size=material.batch_size),
+        model_train_params=NNTrainHyperParams(
+            local_num_epochs=1,
+            local_learning_rate=material.lr,
+            local_batch_size=material.batch_size,
+        ),
         model_eval_params=score,
         callbacks=[
             Clock(lap, spent, "train"),

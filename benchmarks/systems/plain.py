@@ -1,4 +1,6 @@
-"""The loop that everybody writes first: deepcopy the model for each client, a DataLoader of PIL images, average the state dicts."""
+"""The loop that everybody writes first: deepcopy the model for each client, a DataLoader of PIL
+images, average the state dicts.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,11 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """The training set as PIL images, each prepared when it is asked for."""
 
     def __init__(self, material: Material) -> None:
-        self.material, size = material, material.test[0].shape[-1]
-        self.prepare = transforms.Compose([transforms.ToPILImage(), transforms.Resize(size), transforms.ToTensor()])
+        self.material = material
+        size = material.test[0].shape[-1]
+        self.prepare = transforms.Compose(
+            [transforms.ToPILImage(), transforms.Resize(size), transforms.ToTensor()]
+        )
 
     def __len__(self) -> int:
         return len(self.material.run.dataset.train.labels)
@@ -66,7 +71,8 @@ def score(model: nn.Module, loader: DataLoader[Any]) -> float:
 def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
     """Run the job's rounds."""
     material = Material(job["settings"])
-    model, pictures = material.model(), Pictures(material)
+    model = material.model()
+    pictures = Pictures(material)
     test = DataLoader(torch.utils.data.TensorDataset(*material.test), batch_size=1000)
     moved = Mover(weights(model))
     reporter.ready()

@@ -1,4 +1,6 @@
-"""InCo itself, started as `python run.py` starts it: real worker processes, the assembled run, its round loop. No record is written."""
+"""InCo itself, started as `python run.py` starts it: real worker processes, the assembled run, its
+round loop. No record is written.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.events import Mover, Reporter
-from inco.config.launch import Session
-from inco.config.resume import placed
-from inco.config.summary import peak_memory
+from inco.run.launch import Session
+from inco.run.resume import placed
+from inco.run.summary import peak_memory
 
 if TYPE_CHECKING:
-    from inco.config.wiring import Assembly
-    from inco.engine import Ranks
+    from inco.assembly import Assembly
+    from inco.engine.ranks import Ranks
     from inco.simulator import Metrics, ServerState
 
 
 class Sitting(Session):
-    """A sitting whose rounds are reported instead of recorded. No checkpoint is written: no other system here writes one."""
+    """A sitting whose rounds are reported instead of recorded.
+
+    No checkpoint is written: no other system here writes one.
+    """
 
     reporter: Reporter
 
@@ -34,8 +39,18 @@ class Sitting(Session):
         moved = Mover({"w": state.w})
 
         def listen(state: ServerState, metrics: Metrics) -> None:
-            facts = {"flops": metrics["compute/flops"], "loss": metrics["train/loss"], "accuracy": metrics.get("test/acc")}
-            self.reporter.round(state.round, metrics["time/train_s"], metrics["time/eval_s"], moved({"w": state.w}), **facts)
+            facts = {
+                "flops": metrics["compute/flops"],
+                "loss": metrics["train/loss"],
+                "accuracy": metrics.get("test/acc"),
+            }
+            self.reporter.round(
+                state.round,
+                metrics["time/train_s"],
+                metrics["time/eval_s"],
+                moved({"w": state.w}),
+                **facts,
+            )
 
         self.reporter.ready()
         run.simulator.run(state, self.settings["rounds"], listen)
@@ -46,17 +61,21 @@ class Sitting(Session):
 
 def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
     """Run the job's rounds."""
-    from inco.record import RunRecord
+    from inco.records.record import RunRecord
 
-    options, settings = job["options"], job["settings"]
+    options = job["options"]
+    settings = job["settings"]
     settings = {
         **settings,
         "rounds": job["rounds"],
-        "engine": settings["engine"] | {"workers": options.get("workers", settings["engine"]["workers"])},
+        "engine": settings["engine"]
+        | {"workers": options.get("workers", settings["engine"]["workers"])},
         "local": settings["local"] | {"precision": options.get("precision", "fp32")},
     }
     with tempfile.TemporaryDirectory(prefix="inco-benchmark-") as name:
         folder = Path(name)
-        session = Sitting(placed(settings, folder), folder, {}, RunRecord(folder), logging.getLogger("benchmarks"))
+        session = Sitting(
+            placed(settings, folder), folder, {}, RunRecord(folder), logging.getLogger("benchmarks")
+        )
         session.reporter = reporter
         session.run()

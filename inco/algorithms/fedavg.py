@@ -1,6 +1,7 @@
 """FedAvg, and the hooks that every other algorithm overrides.
 
-McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017, Algorithm 1.
+McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS
+2017, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from inco.types import Aggregate, LocalRun, Output, Plan, Weighting
 def one_of(setting: str, value: str, options: tuple[str, ...]) -> None:
     """Raise ConfigError where a setting is none of its options."""
     if value not in options:
-        raise ConfigError(f"algorithm.{setting}={value}: no such choice; use {' or '.join(options)}")
+        raise ConfigError(
+            f"algorithm.{setting}={value}: no such choice; use {' or '.join(options)}"
+        )
 
 
 class Algorithm:
     """FedAvg: clients minimise their own loss, the server adds the mean of their deltas.
 
-    `weighting`: "examples" weighs a client by its number of examples n_i (the paper), "uniform" all clients alike (the published
-    InCo code). The mean is taken per coordinate over the clients that hold it.
+    `weighting`: "examples" weighs a client by its number of examples n_i (the paper), "uniform" all
+    clients alike (the published InCo code). The mean is taken per coordinate over the clients that
+    hold it.
     """
 
     def __init__(self, weighting: Weighting = "examples") -> None:
@@ -39,14 +43,17 @@ class Algorithm:
     """Vectors of the server that clients read, and receive with the model."""
 
     planned: tuple[str, ...] = ()
-    """Vectors that clients read here, but that a deployment would use at the server after the upload: no traffic."""
+    """Vectors that clients read here, but that a deployment would use at the server after the
+    upload: no traffic.
+    """
 
     stateful = False
     """Whether clients have vectors of their own that outlive a round (`init_client`)."""
 
     kept_whole: tuple[str, ...] = ()
-    """Of clients' own vectors, those that mean nothing but together, a model's: they are kept in the shape that they had, also where a
-    client holds other coordinates from round to round."""
+    """Of clients' own vectors, those that mean nothing but together, a model's: they are kept in
+    the shape that they had, also where a client holds other coordinates from round to round.
+    """
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         """Return the server's own vectors at the start, [P] each; `w` is the global model."""

@@ -1,4 +1,7 @@
-"""FedDyn. Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, Algorithm 1."""
+"""FedDyn.
+
+Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,22 @@ from inco.types import Aggregate, LocalRun
 
 
 class FedDyn(Algorithm):
-    """Clients minimise their loss - <h_i, w> + alpha/2 ||w - w0||^2, so that what they agree on is an optimum of the mean loss.
+    """Clients minimise their loss - <h_i, w> + alpha/2 ||w - w0||^2, so that what they agree on is
+    an optimum of the mean loss.
 
-    `alpha`: weight of the regulariser. A client keeps h_i, its gradient where it last ended; the server keeps h, at each coordinate the
-    mean of h_i over the clients of the population that hold it. All clients count alike, as in the paper.
+    `alpha`: weight of the regulariser. A client keeps h_i, its gradient where it last ended; the
+    server keeps h, at each coordinate the mean of h_i over the clients of the population that hold
+    it. All clients count alike, as in the paper.
     """
 
     stateful = True
 
     def __init__(self, alpha: float = 0.1) -> None:
         if not alpha > 0:
-            raise ConfigError(f"algorithm.alpha={alpha}: FedDyn divides by alpha; use one above 0 (its paper: 0.001 to 0.1)")
+            raise ConfigError(
+                f"algorithm.alpha={alpha}: FedDyn divides by alpha; use one above 0 (its paper:"
+                " 0.001 to 0.1)"
+            )
         super().__init__("uniform")
         self.alpha = alpha
 
@@ -40,8 +48,10 @@ class FedDyn(Algorithm):
         return {"delta": delta}
 
     def server_update(self, server: dict[str, Tensor], aggregate: Aggregate) -> Tensor:
-        delta, covered = aggregate.mean["delta"], aggregate.covered
-        # |S_p|/N_p times the mean over S_p is the sum over S_p divided by N_p: the paper's 1/m, for each coordinate
+        delta = aggregate.mean["delta"]
+        covered = aggregate.covered
+        # |S_p|/N_p times the mean over S_p is the sum over S_p divided by N_p: the paper's 1/m, for
+        # each coordinate
         moved = server["h"] - self.alpha * aggregate.participation() * delta
         server["h"] = torch.where(covered, moved, server["h"])
         return torch.where(covered, delta - server["h"] / self.alpha, 0.0)

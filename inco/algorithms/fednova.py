@@ -1,4 +1,8 @@
-"""FedNova. Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization, NeurIPS 2020."""
+"""FedNova.
+
+Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization,
+NeurIPS 2020.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,29 @@ from inco.types import LocalRun, Plan, Weighting
 
 
 class FedNova(Algorithm):
-    """FedAvg that takes out how long each client trained: deltas are divided by a_i before the mean and multiplied by tau_eff after it.
+    """FedAvg that takes out how long each client trained: deltas are divided by a_i before the mean
+    and multiplied by tau_eff after it.
 
-    a_i weighs a client's local steps: with momentum rho a gradient acts on in later steps, so tau steps count
-    a_i = [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho), which is tau for rho = 0.
-    `tau`: the mean of a_i that gives tau_eff. "holders": at each coordinate over its holders of this round; "cohort": one number, over
-    the whole cohort. `weighting`: of that mean and of the deltas'. `allow_adam`: accept Adam, for which the paper defines no a_i; it
-    is tau_i then. Buffers are averaged as in FedAvg.
+    a_i weighs a client's local steps: with momentum rho a gradient acts on in later steps, so tau
+    steps count a_i = [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho), which is tau for rho = 0.
+    `tau`: the mean of a_i that gives tau_eff. "holders": at each coordinate over its holders of
+    this round; "cohort": one number, over the whole cohort. `weighting`: of that mean and of the
+    deltas'. `allow_adam`: accept Adam, for which the paper defines no a_i; it is tau_i then.
+    Buffers are averaged as in FedAvg.
     """
 
     planned = ("tau_eff",)
 
-    def __init__(self, tau: Literal["holders", "cohort"] = "holders", allow_adam: bool = False, weighting: Weighting = "examples") -> None:
+    def __init__(
+        self,
+        tau: Literal["holders", "cohort"] = "holders",
+        allow_adam: bool = False,
+        weighting: Weighting = "examples",
+    ) -> None:
         one_of("tau", tau, ("holders", "cohort"))
         super().__init__(weighting)
-        self.tau, self.allow_adam = tau, allow_adam
+        self.tau = tau
+        self.allow_adam = allow_adam
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         return {"tau_eff": torch.zeros_like(w)}
@@ -42,14 +54,18 @@ class FedNova(Algorithm):
             server["tau_eff"] = torch.full_like(server["tau_eff"], mean)
 
     def local_end(self, run: LocalRun) -> dict[str, Tensor]:
-        # The paper's client sends d_i = -delta_i / a_i and its server adds -tau_eff sum_i p_i d_i = sum_i p_i (tau_eff / a_i) delta_i:
-        # the same number, as tau_eff does not depend on i and is known before the round (so is the number of local steps).
+        # The paper's client sends d_i = -delta_i / a_i and its server adds -tau_eff sum_i p_i d_i =
+        # sum_i p_i (tau_eff / a_i) delta_i: the same number, as tau_eff does not depend on i and is
+        # known before the round (so is the number of local steps).
         tau_eff = run.server["tau_eff"]
         a = normaliser(run.steps, run.momentum) or 1.0  # no step: the delta is zero
-        # a tensor, as some devices multiply by the reciprocal of a number: equal a_i must give exactly one, and so FedAvg
+        # a tensor, as some devices multiply by the reciprocal of a number: equal a_i must give
+        # exactly one, and so FedAvg
         return {"delta": (run.w - run.w0) * (tau_eff / tau_eff.new_full((1,), a))}
 
 
 def normaliser(steps: int, momentum: float) -> float:
-    """Return a_i, the weight of so many local steps: the sum over them of 1 + momentum + momentum^2 + ... as far as each reaches."""
+    """Return a_i, the weight of so many local steps: the sum over them of 1 + momentum + momentum^2
+    + ... as far as each reaches.
+    """
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

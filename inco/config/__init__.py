@@ -1,1 +1,4 @@
-"""From the command line to a run: schemas, validation, building, launching. Hydra and OmegaConf appear here and in run.py alone."""
+"""From the command line to a run: schemas, validation, building, launching.
+
+Hydra and OmegaConf appear here and in run.py alone.
+"""

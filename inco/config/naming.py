@@ -16,17 +16,32 @@ from inco.config.targets import ALLOWED
 from inco.config.validate import GROUPS, typed
 
 # What may differ between two sessions of one run: nothing here changes a round's result.
-FREE = ("name", "rounds", "checkpoint_every", "fresh", "scale", "engine", "tracker", "experiment", "debug")
-# Settings that came after a release, as `group.setting`, each with the value that does what runs did before it. At that value a setting is
-# no part of what a run is, so the same command finds the folder of the older release and goes on from its checkpoints.
+FREE = (
+    "name",
+    "rounds",
+    "checkpoint_every",
+    "fresh",
+    "scale",
+    "engine",
+    "tracker",
+    "experiment",
+    "debug",
+)
+# Settings that came after a release, as `group.setting`, each with the value that does what runs
+# did before it. At that value a setting is no part of what a run is, so the same command finds the
+# folder of the older release and goes on from its checkpoints.
 LATER: dict[str, Any] = {}
 _SHOWN = ("dataset", "model", "split", "algorithm", "transform")
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a result depends on: options by their names, so that a class may move; users' classes by their paths."""
+    """Return the settings that a result depends on: options by their names, so that a class may
+    move; users' classes by their paths.
+    """
     kept = {key: _without_our_path(value) for key, value in settings.items() if key not in FREE}
-    kept["options"] = {group: option for group, option in settings.get("options", {}).items() if group not in FREE}
+    kept["options"] = {
+        group: option for group, option in settings.get("options", {}).items() if group not in FREE
+    }
     for place, before in LATER.items():
         group, _, name = place.partition(".")
         if name in (part := kept.get(group, {})) and part[name] == before:
@@ -46,7 +61,8 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain, typed Python, without Hydra's own part and without the name.
+    """Return a composed configuration as plain, typed Python, without Hydra's own part and without
+    the name.
 
     `options` are the names of the chosen options by group.
     """
@@ -54,7 +70,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     chosen = OmegaConf.masked_copy(cfg, keys)
     settings = typed(OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False))  # type: ignore[arg-type]
     choices = _choices()
-    return settings | {"options": {group: str(choices[group]) for group in GROUPS if group in choices}}
+    return settings | {
+        "options": {group: str(choices[group]) for group in GROUPS if group in choices}
+    }
 
 
 def _choices() -> Mapping[str, Any]:
@@ -69,24 +87,38 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 
 def in_paper() -> bool:
-    """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or figures."""
+    """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or
+    figures.
+    """
     return re.match(r"(table|figure)\d", str(_choices().get("experiment") or "")) is not None
 
 
 def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
     chosen = mini if _root_.scale == "mini" else paper
-    return OmegaConf.create(list(chosen)) if isinstance(chosen, list | ListConfig) else chosen  # a plain list cannot be resolved in place
+    # a plain list cannot be resolved in place
+    return OmegaConf.create(list(chosen)) if isinstance(chosen, list | ListConfig) else chosen
 
 
 def _published_partition(alpha: Any, *, _root_: DictConfig) -> str:
-    """Return the path of a dataset's published file; Fashion-MNIST's runs had CIFAR-10's, which has no prefix."""
-    prefix = {"SVHN": "SVHN_", "CINIC10": "cinic10_"}.get(str(_root_.dataset._target_).rpartition(".")[2], "")
-    return os.path.join(os.environ.get("INCO_OFFICIAL_PARTITIONS") or "fix_distribution", f"{prefix}hetero-fix-100-{float(alpha)}.npy")
+    """Return the path of a dataset's published file; Fashion-MNIST's runs had CIFAR-10's, which has
+    no prefix.
+    """
+    prefix = {"SVHN": "SVHN_", "CINIC10": "cinic10_"}.get(
+        str(_root_.dataset._target_).rpartition(".")[2], ""
+    )
+    return os.path.join(
+        os.environ.get("INCO_OFFICIAL_PARTITIONS") or "fix_distribution",
+        f"{prefix}hetero-fix-100-{float(alpha)}.npy",
+    )
 
 
 def register() -> None:
-    """Make known `${run_name:}`, `${in_paper:THERE,ELSEWHERE}`, `${at_scale:PAPER,MINI}` and `${published_partition:ALPHA}`."""
+    """Make known `${run_name:}`, `${in_paper:THERE,ELSEWHERE}`, `${at_scale:PAPER,MINI}` and
+    `${published_partition:ALPHA}`.
+    """
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("in_paper", lambda there=True, else_=False: there if in_paper() else else_, replace=True)
+    OmegaConf.register_new_resolver(
+        "in_paper", lambda there=True, else_=False: there if in_paper() else else_, replace=True
+    )
     OmegaConf.register_new_resolver("at_scale", _at_scale, replace=True)
     OmegaConf.register_new_resolver("published_partition", _published_partition, replace=True)

@@ -36,10 +36,15 @@ def above(low: float) -> Rule:
 
 
 def between(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Rule:
-    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    left = "(" if open_low else "["
+    right = ")" if open_high else "]"
 
     def holds(v: Any) -> bool:
-        return _number(v) and (low < v if open_low else low <= v) and (v < high if open_high else v <= high)
+        return (
+            _number(v)
+            and (low < v if open_low else low <= v)
+            and (v < high if open_high else v <= high)
+        )
 
     return Rule(holds, f"in {left}{low}, {high}{right}")
 
@@ -51,7 +56,10 @@ def one_of(*options: str) -> Rule:
 def many(each: Rule, most: int | None = None) -> Rule:
     """A list whose entries all satisfy a rule."""
     count = "a list" if most is None else f"a list of {most}"
-    return Rule(lambda v: len(v) > 0 and most in (None, len(v)) and all(each.holds(x) for x in v), f"{count}, each {each.text}")
+    return Rule(
+        lambda v: len(v) > 0 and most in (None, len(v)) and all(each.holds(x) for x in v),
+        f"{count}, each {each.text}",
+    )
 
 
 def null_or(rule: Rule) -> Rule:
@@ -63,24 +71,50 @@ def _count(v: Any) -> bool:
 
 
 COUNT = Rule(_count, "a whole number of at least 1")
-WEIGHTS = Rule(lambda v: isinstance(v, bool) or (isinstance(v, str) and v != ""), "true, false or the path of a file")
+WEIGHTS = Rule(
+    lambda v: isinstance(v, bool) or (isinstance(v, str) and v != ""),
+    "true, false or the path of a file",
+)
 LEVELS = Rule(
-    lambda v: len(v) > 0 and all(_count(x) or (isinstance(x, list) and len(x) > 0 and all(_count(y) for y in x)) for x in v),
+    lambda v: (
+        len(v) > 0
+        and all(
+            _count(x) or (isinstance(x, list) and len(x) > 0 and all(_count(y) for y in x))
+            for x in v
+        )
+    ),
     "a list with one entry a level, each a number of blocks or a list of them",
 )
 RATES_AND_EXITS = Rule(
-    lambda v: len(v) > 0 and all(isinstance(x, list) and len(x) == 2 and _number(x[0]) and 0 < x[0] <= 1 and _count(x[1]) for x in v),
+    lambda v: (
+        len(v) > 0
+        and all(
+            isinstance(x, list) and len(x) == 2 and _number(x[0]) and 0 < x[0] <= 1 and _count(x[1])
+            for x in v
+        )
+    ),
     "a list of [rate, exits], rates above 0 and at most 1, exits a whole number of at least 1",
 )
 PAIRS = Rule(
-    lambda v: v in ("auto", "official", "paper") or (isinstance(v, list) and all(isinstance(x, list) and len(x) == 2 for x in v)),
+    lambda v: (
+        v in ("auto", "official", "paper")
+        or (isinstance(v, list) and all(isinstance(x, list) and len(x) == 2 for x in v))
+    ),
     "auto, official, paper or a list of [target, reference]",
 )
 LAYERS = Rule(
-    lambda v: v == "auto" or (isinstance(v, list) and len(v) > 0 and all(isinstance(x, str) for x in v)),
+    lambda v: (
+        v == "auto" or (isinstance(v, list) and len(v) > 0 and all(isinstance(x, str) for x in v))
+    ),
     "auto or a list of layers as [layer3.0.conv1,layer3.1.conv1]",
 )
-CHOSEN_PAIRS = Rule(lambda v: v != "auto" and PAIRS.holds(v), "official, paper or a list of [target, reference]")
-NULL_OR_BOUND = Rule(lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)")
-NULL_OR_CLIP = Rule(lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)")
+CHOSEN_PAIRS = Rule(
+    lambda v: v != "auto" and PAIRS.holds(v), "official, paper or a list of [target, reference]"
+)
+NULL_OR_BOUND = Rule(
+    lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)"
+)
+NULL_OR_CLIP = Rule(
+    lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)"
+)
 INTEGER_OR_AUTO = Rule(lambda v: v == "auto" or _count(v), "auto or a whole number of at least 1")

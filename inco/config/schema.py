@@ -1,6 +1,8 @@
-"""The type and the range of every setting, as structured configs. No torch here: it is checked before anything heavy is imported.
+"""The type and the range of every setting, as structured configs. No torch here: it is checked
+before anything heavy is imported.
 
-The fields of a schema are the constructor arguments of its class; a test holds schemas, YAML files and constructors together.
+The fields of a schema are the constructor arguments of its class; a test holds schemas, YAML files
+and constructors together.
 """
 
 from __future__ import annotations

@@ -7,7 +7,19 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from inco.config.rules import COUNT, LEVELS, RATES_AND_EXITS, WEIGHTS, above, at_least, between, many, null_or, one_of, ruled
+from inco.config.rules import (
+    COUNT,
+    LEVELS,
+    RATES_AND_EXITS,
+    WEIGHTS,
+    above,
+    at_least,
+    between,
+    many,
+    null_or,
+    one_of,
+    ruled,
+)
 
 
 @dataclass

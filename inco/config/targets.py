@@ -15,7 +15,9 @@ _EXTRA = "INCO_ALLOW_TARGETS"
 
 
 def allowed_prefixes() -> tuple[str, ...]:
-    """Return the prefixes that a `_target_` may have: ours, and those that the user lists in INCO_ALLOW_TARGETS (comma-separated)."""
+    """Return the prefixes that a `_target_` may have: ours, and those that the user lists in
+    INCO_ALLOW_TARGETS (comma-separated).
+    """
     own = (p.strip() for p in os.environ.get(_EXTRA, "").split(","))
     return ALLOWED + tuple(p if p.endswith(".") else p + "." for p in own if p)
 
@@ -25,19 +27,26 @@ def target_problem(group: str, target: Any) -> str | None:
     if not isinstance(target, str) or not target.startswith(allowed_prefixes()):
         package = str(target).split(".")[0]
         return (
-            f"{group}._target_={target}: only classes below {', '.join(allowed_prefixes())} are built; "
-            f"for code of your own set the environment variable {_EXTRA}={package}"
+            f"{group}._target_={target}: only classes below {', '.join(allowed_prefixes())} are"
+            f" built; for code of your own set the environment variable {_EXTRA}={package}"
         )
     return None
 
 
 def ours(settings: Mapping[str, Any]) -> set[str]:
     """Return the groups whose class is this project's own."""
-    return {group for group, node in settings.items() if isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)}
+    return {
+        group
+        for group, node in settings.items()
+        if isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)
+    }
 
 
 def locate(group: str, target: str) -> Any:
-    """Return the class that `_target_` names. Raises ConfigError where it is not allowed or not there."""
+    """Return the class that `_target_` names.
+
+    Raises ConfigError where it is not allowed or not there.
+    """
     problem = target_problem(group, target)
     if problem:
         raise ConfigError(problem)
@@ -55,7 +64,9 @@ def build(group: str, node: Mapping[str, Any], **wiring: Any) -> Any:
     try:
         inspect.signature(made).bind(**settings, **wiring)
     except TypeError as error:
-        raise ConfigError(f"{group}: {made.__name__} does not take these settings ({error}); see conf/{group}/") from error
+        raise ConfigError(
+            f"{group}: {made.__name__} does not take these settings ({error}); see conf/{group}/"
+        ) from error
     try:
         return made(**settings, **wiring)
     except ValueError as error:

@@ -1,4 +1,6 @@
-"""One pass over a composed configuration that tells every problem at once: types, ranges, unknown keys, impossible combinations."""
+"""One pass over a composed configuration that tells every problem at once: types, ranges, unknown
+keys, impossible combinations.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as their schemas read them: `no` is false, `1` is 1.0 where a number is meant. Wrong values stay as they are."""
+    """Return the settings as their schemas read them: `no` is false, `1` is 1.0 where a number is
+    meant. Wrong values stay as they are.
+    """
     out = _typed(Root, settings)
     for group in GROUPS:
         node = settings.get(group)
@@ -51,7 +55,9 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(schema: type, node: Mapping[str, Any]) -> dict[str, Any]:
-    reader, known, out = OmegaConf.structured(schema), {f.name for f in fields(schema)}, dict(node)
+    reader = OmegaConf.structured(schema)
+    known = {f.name for f in fields(schema)}
+    out = dict(node)
     for key in known & set(out):
         try:
             reader[key] = out[key]
@@ -63,14 +69,21 @@ def _typed(schema: type, node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(settings: Mapping[str, Any]) -> list[str]:
-    """Return every problem of a configuration (plain Python), in the order of the groups. Empty: it can be built."""
-    top = {key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS, "options")}
+    """Return every problem of a configuration (plain Python), in the order of the groups.
+
+    Empty: it can be built.
+    """
+    top = {
+        key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS, "options")
+    }
     problems = _check("", Root, top)
-    sound = {"": not problems}  # the groups without a problem of their own: rules across groups read checked values
+    # the groups without a problem of their own: rules across groups read checked values
+    sound = {"": not problems}
     for group in GROUPS:
         found = _check_group(group, settings.get(group))
         node = settings.get(group)
-        ours = isinstance(node, Mapping) and str(node.get("_target_")) in SCHEMAS  # of a user's own class nothing is known
+        # of a user's own class nothing is known
+        ours = isinstance(node, Mapping) and str(node.get("_target_")) in SCHEMAS
         problems, sound[group] = problems + found, ours and not found
     for groups, rule in CROSS_RULES:
         if all(sound[group] for group in groups):
@@ -95,13 +108,20 @@ def _check(group: str, schema: type, node: Mapping[str, Any]) -> list[str]:
             continue
         place = f"{group}.{key}" if group else str(key)
         if key not in rules:
-            known = [f"{group}.{name}" if group else name for name in (*rules, *(() if group else (*GROUPS, *OVERLAYS)))]
+            known = [
+                f"{group}.{name}" if group else name
+                for name in (*rules, *(() if group else (*GROUPS, *OVERLAYS)))
+            ]
             problems.append(f"{place}: no such setting{did_you_mean(place, known)}")
         elif value == "???":
             problems.append(f"{place}: it has no default; give it a value")
         else:
             problems += _check_value(place, typed, key, value, rules[key])
-    problems += [f"{group}.{key}: missing" if group else f"{key}: missing" for key in rules if key not in node and key != "name"]
+    problems += [
+        f"{group}.{key}: missing" if group else f"{key}: missing"
+        for key in rules
+        if key not in node and key != "name"
+    ]
     return problems
 
 

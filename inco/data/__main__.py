@@ -1,4 +1,6 @@
-"""`python -m inco.data`: fetch a dataset, check what is there, or draw how a partition deals it out."""
+"""`python -m inco.data`: fetch a dataset, check what is there, or draw how a partition deals it
+out.
+"""
 
 import argparse
 import sys
@@ -30,7 +32,9 @@ def source(name: str, root: str, download: bool) -> "Source":
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (0, or the error's)."""
-    parser = argparse.ArgumentParser(prog="python -m inco.data", description="Fetch and check datasets.")
+    parser = argparse.ArgumentParser(
+        prog="python -m inco.data", description="Fetch and check datasets."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("fetch", "download a dataset unless it is there, then check its content"),
@@ -38,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("dataset", choices=NAMES)
-        command.add_argument("--root", default="data", help="folder of the datasets, as dataset.root (default: data)")
+        command.add_argument(
+            "--root", default="data", help="folder of the datasets, as dataset.root (default: data)"
+        )
     options = parser.parse_args(arguments)
     try:
         dataset = source(options.dataset, options.root, options.command == "fetch").load()
@@ -46,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     print(
-        f"{dataset.name}: {len(dataset.train.images):,} training and {len(dataset.test.images):,} test images of "
-        f"{list(dataset.train.images.shape[1:])}, {len(dataset.classes)} classes\nsha256 {dataset.digest}"
+        f"{dataset.name}: {len(dataset.train.images):,} training and {len(dataset.test.images):,}"
+        f" test images of {list(dataset.train.images.shape[1:])}, {len(dataset.classes)}"
+        f" classes\nsha256 {dataset.digest}"
     )
     return 0
 

@@ -1,4 +1,6 @@
-"""What a dataset is: two splits of uint8 images in memory, known by a digest of their content; `Source`: where one comes from."""
+"""What a dataset is: two splits of uint8 images in memory, known by a digest of their content;
+`Source`: where one comes from.
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -26,7 +28,9 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A loaded and checked dataset; `digest` is the sha256 of `digest_of`, the identity of its content."""
+    """A loaded and checked dataset; `digest` is the sha256 of `digest_of`, the identity of its
+    content.
+    """
 
     name: str
     train: Images
@@ -36,10 +40,12 @@ class Dataset:
 
 
 class Source(ABC):
-    """One dataset that can be described before it is loaded. A subclass says where its files are and reads them.
+    """One dataset that can be described before it is loaded. A subclass says where its files are
+    and reads them.
 
-    `shape` is the native (C, H, W). `counts` (train, test), `balanced` (every class equally often), `blank_images` (an image of
-    zeros alone is allowed) and `known_digest` say what the content is held to.
+    `shape` is the native (C, H, W). `counts` (train, test), `balanced` (every class equally often),
+    `blank_images` (an image of zeros alone is allowed) and `known_digest` say what the content is
+    held to.
     """
 
     name: str = ""
@@ -50,12 +56,25 @@ class Source(ABC):
     blank_images: bool = False
     known_digest: str | None = None
 
-    def __init__(self, root: str | None = None, transforms: str = "published", test_drop_last: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | None = None,
+        transforms: str = "published",
+        test_drop_last: int | None = None,
+    ) -> None:
         if transforms not in VARIANTS:
-            raise ConfigError(f"dataset.transforms={transforms!r}: must be published or corrected; use dataset.transforms=published")
+            raise ConfigError(
+                f"dataset.transforms={transforms!r}: must be published or corrected; use"
+                " dataset.transforms=published"
+            )
         if test_drop_last is not None and test_drop_last < 1:
-            raise ConfigError(f"dataset.test_drop_last={test_drop_last}: a batch has at least 1 image; use 512, or null to score all")
-        self.root, self.transforms, self.test_drop_last = root, transforms, test_drop_last
+            raise ConfigError(
+                f"dataset.test_drop_last={test_drop_last}: a batch has at least 1 image; use 512,"
+                " or null to score all"
+            )
+        self.root = root
+        self.transforms = transforms
+        self.test_drop_last = test_drop_last
 
     @property
     def num_classes(self) -> int:
@@ -63,10 +82,15 @@ class Source(ABC):
         return len(self.classes)
 
     def check(self) -> None:  # noqa: B027  # sources without files have nothing to look for
-        """Raise DataError with a one-screen message if the files are not there. Quick: nothing is decoded."""
+        """Raise DataError with a one-screen message if the files are not there.
+
+        Quick: nothing is decoded.
+        """
 
     def load(self) -> Dataset:
-        """Read the files and check what is in them; DataError for anything missing, damaged or different."""
+        """Read the files and check what is in them; DataError for anything missing, damaged or
+        different.
+        """
         self.check()
         train, test = self.read()
         splits = Images(*as_tensors(*train)), Images(*as_tensors(*test))
@@ -74,74 +98,108 @@ class Source(ABC):
         digest = digest_of(*splits)
         if self.known_digest is not None and digest != self.known_digest:
             raise DataError(
-                f"dataset={self.name}{self.where()}: the content has sha256 {digest}, and the original {self.known_digest}: "
-                f"a file is damaged or another dataset under this name; fetch it again or set dataset.root to a good copy"
+                f"dataset={self.name}{self.where()}: the content has sha256 {digest}, and the"
+                f" original {self.known_digest}: a file is damaged or another dataset under this"
+                " name; fetch it again or set dataset.root to a good copy"
             )
         return Dataset(self.name, splits[0], self._scored(splits[1]), self.classes, digest)
 
     @abstractmethod
     def read(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Return ((train images, labels), (test images, labels)): uint8 [M, C, H, W] and integers [M]."""
+        """Return ((train images, labels), (test images, labels)): uint8 [M, C, H, W] and integers
+        [M].
+        """
 
     def where(self) -> str:
-        """Return ` in FOLDER` for messages about the content, or nothing where there is no folder."""
+        """Return ` in FOLDER` for messages about the content, or nothing where there is no
+        folder.
+        """
         return ""
 
     def recipe(self, family: str, image_size: int | None) -> Recipe:
-        """Return the transforms for a model `family` (resnet, vit); `image_size` in pixels, None for the usual one."""
+        """Return the transforms for a model `family` (resnet, vit); `image_size` in pixels, None
+        for the usual one.
+        """
         return make_recipe(self.name, self.shape, family, image_size, self.transforms)
 
     def _scored(self, test: Images) -> Images:
-        """Return the test images that count: all, or without the last batch of `test_drop_last` images if it is not full."""
+        """Return the test images that count: all, or without the last batch of `test_drop_last`
+        images if it is not full.
+        """
         if self.test_drop_last is None:
             return test
         kept = len(test.labels) // self.test_drop_last * self.test_drop_last
         if not kept:
             raise DataError(
-                f"dataset.test_drop_last={self.test_drop_last}: there are {len(test.labels):,} test images, and none would be scored; "
-                "use a smaller batch, or null"
+                f"dataset.test_drop_last={self.test_drop_last}: there are {len(test.labels):,} test"
+                " images, and none would be scored; use a smaller batch, or null"
             )
         return Images(test.images[:kept], test.labels[:kept])
 
     def _verify(self, splits: tuple[Images, Images]) -> None:
         """Raise DataError with all that is wrong with the content of the two splits."""
         problems = []
-        for split, images, count in zip(("train", "test"), splits, self.counts or (None, None), strict=True):
+        for split, images, count in zip(
+            ("train", "test"), splits, self.counts or (None, None), strict=True
+        ):
             problems += [f"{split}: {problem}" for problem in self._problems(images, count)]
         if problems:
-            raise DataError(f"dataset={self.name}{self.where()}: the files do not hold what they should:\n  " + "\n  ".join(problems))
+            raise DataError(
+                f"dataset={self.name}{self.where()}: the files do not hold what they should:\n  "
+                + "\n  ".join(problems)
+            )
 
     def _problems(self, split: Images, count: int | None) -> list[str]:
-        images, labels = split.images, split.labels
+        images = split.images
+        labels = split.labels
         if tuple(images.shape[1:]) != self.shape or len(images) != len(labels) or not len(images):
-            return [f"images {tuple(images.shape)} and labels {tuple(labels.shape)}; expected [M, {self.shape}] and [M]"]
+            return [
+                f"images {tuple(images.shape)} and labels {tuple(labels.shape)}; expected [M,"
+                f" {self.shape}] and [M]"
+            ]
         if labels.min() < 0 or labels.max() >= self.num_classes:
-            return [f"labels run from {labels.min()} to {labels.max()}; expected 0 to {self.num_classes - 1}"]
+            return [
+                f"labels run from {labels.min()} to {labels.max()}; expected 0 to"
+                f" {self.num_classes - 1}"
+            ]
         problems = []
         if count is not None and len(images) != count:
             problems.append(f"{len(images):,} images; expected {count:,}")
         per_class = torch.bincount(labels, minlength=self.num_classes)
         if self.balanced and len(per_class.unique()) > 1:
-            problems.append(f"images per class {per_class.tolist()}; expected the same number of each")
+            problems.append(
+                f"images per class {per_class.tolist()}; expected the same number of each"
+            )
         absent = (per_class == 0).nonzero().flatten().tolist()
         if absent:
             problems.append(f"no image of class(es) {[self.classes[k] for k in absent[:10]]}")
         blank = [] if self.blank_images else blank_images(images)
         if blank:
-            problems.append(f"{len(blank):,} images are zero throughout (the first is number {blank[0]}): a damaged file")
+            problems.append(
+                f"{len(blank):,} images are zero throughout (the first is number {blank[0]}): a"
+                " damaged file"
+            )
         return problems
 
 
 def as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return (uint8 [M, C, H, W], int64 [M]) tensors; shared with the array where it is contiguous and writable."""
-    return torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(np.array(labels, dtype=np.int64))
+    """Return (uint8 [M, C, H, W], int64 [M]) tensors; shared with the array where it is contiguous
+    and writable.
+    """
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(
+        np.array(labels, dtype=np.int64)
+    )
 
 
 def digest_of(train: Images, test: Images) -> str:
-    """Return the sha256 over train images, train labels, test images, test labels, each led by its type and shape."""
+    """Return the sha256 over train images, train labels, test images, test labels, each led by its
+    type and shape.
+    """
     digest = hashlib.sha256()
     for tensor in (train.images, train.labels, test.images, test.labels):
-        array = np.ascontiguousarray(tensor.numpy()).astype(tensor.numpy().dtype.newbyteorder("<"), copy=False)
+        array = np.ascontiguousarray(tensor.numpy()).astype(
+            tensor.numpy().dtype.newbyteorder("<"), copy=False
+        )
         digest.update(f"{array.dtype.name}{list(array.shape)}".encode())
         digest.update(array.data)
     return digest.hexdigest()
@@ -161,12 +219,23 @@ class Expected:
     about: str
 
 
-def missing(name: str, searched: Sequence[Path | str], files: Sequence[Expected], ways: Sequence[str], why: str = "") -> DataError:
-    """Return the one-screen error for data that is not there: what was looked for, where, and how to get it."""
+def missing(
+    name: str,
+    searched: Sequence[Path | str],
+    files: Sequence[Expected],
+    ways: Sequence[str],
+    why: str = "",
+) -> DataError:
+    """Return the one-screen error for data that is not there: what was looked for, where, and how
+    to get it.
+    """
     lines = [f"dataset={name}: the data is not there{f' ({why})' if why else ''}.", "Looked for"]
     lines += [f"  {file.path:<44} {file.about}" for file in files]
     lines += ["in"] + [f"  {place}" for place in searched]
     lines += ["Get it in one of these ways:"] + [f"  {i}. {way}" for i, way in enumerate(ways, 1)]
-    lines += [f"  {len(ways) + 1}. copy the files by hand, in the layout above, and say where: dataset.root=PATH"]
+    lines += [
+        f"  {len(ways) + 1}. copy the files by hand, in the layout above, and say where:"
+        " dataset.root=PATH"
+    ]
     lines += [f"Or try now without data: {QUICKSTART}"]
     return DataError("\n".join(lines))

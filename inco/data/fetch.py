@@ -1,4 +1,6 @@
-"""Datasets that can be downloaded: what they share, and how a failed download becomes an error one can act on."""
+"""Datasets that can be downloaded: what they share, and how a failed download becomes an error one
+can act on.
+"""
 
 import contextlib
 import hashlib
@@ -19,7 +21,11 @@ class Downloadable(Source):
     """A source that torchvision can download when `dataset.download` says so."""
 
     def __init__(
-        self, root: str | None = None, transforms: str = "published", download: bool = False, test_drop_last: int | None = None
+        self,
+        root: str | None = None,
+        transforms: str = "published",
+        download: bool = False,
+        test_drop_last: int | None = None,
     ) -> None:
         super().__init__(root, transforms, test_drop_last)
         self.download = download
@@ -39,7 +45,10 @@ class Downloadable(Source):
 
 def fetch_command(source: Source) -> str:
     """Return what to type to fetch the dataset."""
-    return f"python -m inco.data fetch {source.name} --root {source.root or 'data'}   (needs the internet)"
+    return (
+        f"python -m inco.data fetch {source.name} --root {source.root or 'data'}   (needs the"
+        " internet)"
+    )
 
 
 def check_md5(path: Path, expected: str) -> None:
@@ -48,14 +57,16 @@ def check_md5(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != expected:
         raise DataError(
-            f"{path}: has md5 {found} and the published file {expected}: damaged or not the original, so it is not opened; "
-            "delete it and fetch it again"
+            f"{path}: has md5 {found} and the published file {expected}: damaged or not the"
+            " original, so it is not opened; delete it and fetch it again"
         )
 
 
 @contextlib.contextmanager
 def downloading(source: Downloadable) -> Iterator[None]:
-    """Turn a failed download into the missing-data error, and remove the empty folders that torchvision leaves behind."""
+    """Turn a failed download into the missing-data error, and remove the empty folders that
+    torchvision leaves behind.
+    """
     root = data_root(source.root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -65,4 +76,6 @@ def downloading(source: Downloadable) -> Iterator[None]:
         for folder in (root / "FashionMNIST" / "raw", root / "FashionMNIST", root):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only an empty folder can be removed this way
-        raise source.missing_error(f"downloading failed: {said[-1] if said else type(error).__name__}") from error
+        raise source.missing_error(
+            f"downloading failed: {said[-1] if said else type(error).__name__}"
+        ) from error

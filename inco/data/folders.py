@@ -1,4 +1,6 @@
-"""Datasets that are folders of images, one folder a class: CINIC-10, converted once, and anybody's own."""
+"""Datasets that are folders of images, one folder a class: CINIC-10, converted once, and anybody's
+own.
+"""
 
 import hashlib
 import json
@@ -21,48 +23,87 @@ log = logging.getLogger(__name__)
 
 
 class TreeCache:
-    """One split of a class-folder tree as `NAME-images.npy`, mapped from the disk; `NAME.json` vouches for it.
+    """One split of a class-folder tree as `NAME-images.npy`, mapped from the disk; `NAME.json`
+    vouches for it.
 
-    The `.json` is written last and holds the counts, the sha256 of the images and the folders' times of change, so a
-    half-written, damaged or outdated cache is seen. Opened copy-on-write: processes share the pages.
+    The `.json` is written last and holds the counts, the sha256 of the images and the folders'
+    times of change, so a half-written, damaged or outdated cache is seen. Opened copy-on-write:
+    processes share the pages.
     """
 
-    def __init__(self, tree: Path, place: Path, name: str, classes: Sequence[str], size: int) -> None:
-        self.tree, self.classes, self.size = tree, tuple(classes), size
+    def __init__(
+        self, tree: Path, place: Path, name: str, classes: Sequence[str], size: int
+    ) -> None:
+        self.tree = tree
+        self.classes = tuple(classes)
+        self.size = size
         self.images = place / f"{name}-images.npy"
         self.record = place / f"{name}.json"
 
     def is_current(self) -> bool:
-        """Say whether the cache is there and the tree, if it is still there, has not changed since."""
+        """Say whether the cache is there and the tree, if it is still there, has not changed
+        since.
+        """
         record = self._record()
-        return record is not None and self.images.is_file() and (not self._has_tree() or record["changed"] == self._changed())
+        return (
+            record is not None
+            and self.images.is_file()
+            and (not self._has_tree() or record["changed"] == self._changed())
+        )
 
     def build(self, expected_per_class: int | None) -> None:
-        """Convert the tree; DataError for an unreadable image, a wrong size or a wrong number of files."""
+        """Convert the tree; DataError for an unreadable image, a wrong size or a wrong number of
+        files.
+        """
         files = image_files(self.tree, self.classes)
         counts = [len(of_class) for of_class in files]
-        wrong = {k: n for k, n in zip(self.classes, counts, strict=True) if n == 0 or (expected_per_class or n) != n}
+        wrong = {
+            k: n
+            for k, n in zip(self.classes, counts, strict=True)
+            if n == 0 or (expected_per_class or n) != n
+        }
         if wrong:
-            raise DataError(f"{self.tree}: images per class {wrong}; expected {expected_per_class or 'some'} of each; extract it again")
+            raise DataError(
+                f"{self.tree}: images per class {wrong}; expected {expected_per_class or 'some'} of"
+                " each; extract it again"
+            )
         log.info("converting %d images of %s into %s, once", sum(counts), self.tree, self.images)
-        write_atomic(self.images, lambda file: self._convert(Path(file.name), [p for of_class in files for p in of_class]))
+        write_atomic(
+            self.images,
+            lambda file: self._convert(
+                Path(file.name), [p for of_class in files for p in of_class]
+            ),
+        )
         record = {"counts": counts, "sha256": _sha256(self.images), "changed": self._changed()}
         write_atomic(self.record, lambda file: file.write(json.dumps(record).encode()))
 
     def open(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (images uint8 [M, 3, S, S], mapped; labels int64 [M]); DataError if the cache is not what was written."""
+        """Return (images uint8 [M, 3, S, S], mapped; labels int64 [M]); DataError if the cache is
+        not what was written.
+        """
         record = self._record()
         if record is None or _sha256(self.images) != record["sha256"]:
-            raise DataError(f"{self.images}: the cache is damaged; delete it, and it will be made again from {self.tree}")
-        images, counts = np.load(self.images, mmap_mode="c"), record["counts"]
-        if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)) or len(counts) != len(self.classes):
+            raise DataError(
+                f"{self.images}: the cache is damaged; delete it, and it will be made again from"
+                f" {self.tree}"
+            )
+        images = np.load(self.images, mmap_mode="c")
+        counts = record["counts"]
+        if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)) or len(
+            counts
+        ) != len(self.classes):
             counts = [-1]
         if sum(counts) != len(images):
-            raise DataError(f"{self.record}: it counts other images than there are; delete it, and it will be made again from {self.tree}")
+            raise DataError(
+                f"{self.record}: it counts other images than there are; delete it, and it will be"
+                f" made again from {self.tree}"
+            )
         return images, np.repeat(np.arange(len(self.classes)), counts)
 
     def _convert(self, path: Path, files: list[Path]) -> None:
-        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(files), 3, self.size, self.size))
+        out = np.lib.format.open_memmap(
+            path, mode="w+", dtype=np.uint8, shape=(len(files), 3, self.size, self.size)
+        )
         read_images(files, self.size, fixed=True, out=out)
         out.flush()
 
@@ -71,7 +112,11 @@ class TreeCache:
             record = json.loads(self.record.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return record if isinstance(record, dict) and {"counts", "sha256", "changed"} <= set(record) else None
+        return (
+            record
+            if isinstance(record, dict) and {"counts", "sha256", "changed"} <= set(record)
+            else None
+        )
 
     def _has_tree(self) -> bool:
         return all((self.tree / label).is_dir() for label in self.classes)
@@ -86,10 +131,12 @@ def _sha256(path: Path) -> str:
 
 
 class CINIC10(Source):
-    """CINIC-10: CIFAR-10's classes with ImageNet's images, 90,000 + 90,000 of 3x32x32; `valid` is not used (Darlow et al., 2018).
+    """CINIC-10: CIFAR-10's classes with ImageNet's images, 90,000 + 90,000 of 3x32x32; `valid` is
+    not used (Darlow et al., 2018).
 
-    Order: classes alphabetically, files sorted, as torchvision's ImageFolder. The PNG tree is slow to open, so it is converted
-    once to `.npy` files of 276 MB a split in `inco-cache` beside it, or below `./cache` where that cannot be written.
+    Order: classes alphabetically, files sorted, as torchvision's ImageFolder. The PNG tree is slow
+    to open, so it is converted once to `.npy` files of 276 MB a split in `inco-cache` beside it, or
+    below `./cache` where that cannot be written.
     """
 
     name = "cinic10"
@@ -97,7 +144,9 @@ class CINIC10(Source):
     classes = CIFAR_CLASSES
     counts = (90_000, 90_000)
     balanced = True
-    blank_images = True  # every PNG was decoded and the cache has a checksum: a black photograph is just that
+    blank_images = (
+        True  # every PNG was decoded and the cache has a checksum: a black photograph is just that
+    )
 
     def check(self) -> None:
         if self._place() is None:
@@ -113,7 +162,9 @@ class CINIC10(Source):
         caches = self._caches(place, split)
         current = next((cache for cache in caches if cache.is_current()), None)
         if current is None:
-            current = self._build(caches, self.counts[which] // len(self.classes) if self.counts else None)
+            current = self._build(
+                caches, self.counts[which] // len(self.classes) if self.counts else None
+            )
         return current.open()
 
     def _build(self, caches: "list[TreeCache]", per_class: int | None) -> "TreeCache":
@@ -130,50 +181,76 @@ class CINIC10(Source):
     def _caches(self, place: Path, split: str) -> "list[TreeCache]":
         tag = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
         folders = [place / "inco-cache", Path("cache").absolute() / f"cinic10-{tag}"]
-        return [TreeCache(place / split, folder, split, self.classes, self.shape[1]) for folder in folders]
+        return [
+            TreeCache(place / split, folder, split, self.classes, self.shape[1])
+            for folder in folders
+        ]
 
     def _places(self) -> list[Path]:
         root = data_root(self.root)
         return [root / "CINIC-10", root / "cinic10", root]
 
     def _place(self) -> Path | None:
-        return next((p for p in self._places() if all(self._has(p, split) for split in ("train", "test"))), None)
+        return next(
+            (p for p in self._places() if all(self._has(p, split) for split in ("train", "test"))),
+            None,
+        )
 
     def _has(self, place: Path, split: str) -> bool:
         tree = all((place / split / label).is_dir() for label in self.classes)
         return tree or any(cache.is_current() for cache in self._caches(place, split))
 
     def _missing(self) -> DataError:
-        files = [Expected(f"{split}/CLASS/*.png", "90,000 PNG images of 32x32, 9,000 in each of") for split in ("train", "test")]
+        files = [
+            Expected(f"{split}/CLASS/*.png", "90,000 PNG images of 32x32, 9,000 in each of")
+            for split in ("train", "test")
+        ]
         files.append(Expected("", " ".join(self.classes)))
         ways = [
-            "from https://datashare.ed.ac.uk/handle/10283/3192 take CINIC-10.tar.gz (656 MB), then"
-            f" mkdir -p {self._places()[0]} && tar xzf CINIC-10.tar.gz -C {self._places()[0]}",
-            "python -m inco.data fetch cinic10: says the same, and checks and converts what is there",
+            (
+                "from https://datashare.ed.ac.uk/handle/10283/3192 take CINIC-10.tar.gz (656 MB),"
+                f" then mkdir -p {self._places()[0]} && tar xzf CINIC-10.tar.gz -C"
+                f" {self._places()[0]}"
+            ),
+            (
+                "python -m inco.data fetch cinic10: says the same, and checks and converts what is"
+                " there"
+            ),
         ]
         return missing(self.name, self._places(), files, ways)
 
 
 class ImageFolder(Source):
-    """Any folder of class folders with images. With `train/` and `test/` inside it these are the splits, else each class is
-    split at random (the same way every time) with `test_share` of it, at least one image, for testing.
+    """Any folder of class folders with images. With `train/` and `test/` inside it these are the
+    splits, else each class is split at random (the same way every time) with `test_share` of it, at
+    least one image, for testing.
 
-    Every image is converted to RGB and resized to `size` x `size` on reading (bilinear, the aspect ratio is not kept).
+    Every image is converted to RGB and resized to `size` x `size` on reading (bilinear, the aspect
+    ratio is not kept).
     """
 
     name = "images"
     blank_images = True
 
-    def __init__(self, root: str, size: int = 64, test_share: float = 0.2, transforms: str = "published") -> None:
+    def __init__(
+        self, root: str, size: int = 64, test_share: float = 0.2, transforms: str = "published"
+    ) -> None:
         super().__init__(root, transforms)
         problems = []
         if size < 1:
-            problems.append(f"dataset.size={size}: images are resized to this many pixels a side; use 64")
+            problems.append(
+                f"dataset.size={size}: images are resized to this many pixels a side; use 64"
+            )
         if not 0 < test_share < 1:
-            problems.append(f"dataset.test_share={test_share}: the share of each class kept for testing is between 0 and 1; use 0.2")
+            problems.append(
+                f"dataset.test_share={test_share}: the share of each class kept for testing is"
+                " between 0 and 1; use 0.2"
+            )
         if problems:
             raise ConfigError(problems)
-        self.size, self.test_share, self.shape = size, test_share, (3, size, size)
+        self.size = size
+        self.test_share = test_share
+        self.shape = (3, size, size)
         self.place = data_root(root)
         self.is_split = (self.place / "train").is_dir() and (self.place / "test").is_dir()
         self.classes = tuple(class_folders(self.place / "train" if self.is_split else self.place))
@@ -181,23 +258,39 @@ class ImageFolder(Source):
     def check(self) -> None:
         if len(self.classes) < 2:
             files = [
-                Expected("CLASS/*.png (or jpg, bmp, webp, ...)", "a folder for each class, at least two"),
+                Expected(
+                    "CLASS/*.png (or jpg, bmp, webp, ...)", "a folder for each class, at least two"
+                ),
                 Expected("train/CLASS/*, test/CLASS/*", "the same, already split"),
             ]
-            raise missing(self.name, [self.place], files, ["put the class folders there"], f"{len(self.classes)} class folders")
+            raise missing(
+                self.name,
+                [self.place],
+                files,
+                ["put the class folders there"],
+                f"{len(self.classes)} class folders",
+            )
         tested = tuple(class_folders(self.place / "test")) if self.is_split else self.classes
         if tested != self.classes:
             different = sorted(set(tested) ^ set(self.classes))
-            raise DataError(f"dataset=images: {self.place}: train/ and test/ must have the same classes; they differ in {different}")
+            raise DataError(
+                f"dataset=images: {self.place}: train/ and test/ must have the same classes; they"
+                f" differ in {different}"
+            )
 
     def read(self) -> tuple[Arrays, Arrays]:
         if self.is_split:
             return self._read(self._files("train")), self._read(self._files("test"))
-        rng = numpy_rng(0, "images/test")  # not the run's seed: the test set of a folder is always the same
-        train, test = [], []
+        # not the run's seed: the test set of a folder is always the same
+        rng = numpy_rng(0, "images/test")
+        train = []
+        test = []
         for label, files in zip(self.classes, self._files("."), strict=True):
             if len(files) < 2:
-                raise DataError(f"{self.place / label}: one image cannot be both for training and for testing; add another")
+                raise DataError(
+                    f"{self.place / label}: one image cannot be both for training and for testing;"
+                    " add another"
+                )
             count = min(max(1, round(len(files) * self.test_share)), len(files) - 1)
             chosen = set(rng.permutation(len(files))[:count].tolist())
             train.append([file for i, file in enumerate(files) if i not in chosen])
@@ -208,7 +301,10 @@ class ImageFolder(Source):
         files = image_files(self.place / split, self.classes)
         empty = [label for label, of_class in zip(self.classes, files, strict=True) if not of_class]
         if empty:
-            raise DataError(f"dataset=images: {self.place / split}: no image in class folder(s) {empty[:10]}; fill or remove them")
+            raise DataError(
+                f"dataset=images: {self.place / split}: no image in class folder(s) {empty[:10]};"
+                " fill or remove them"
+            )
         return files
 
     def _read(self, files: list[list[Path]]) -> Arrays:

@@ -1,7 +1,9 @@
-"""Which client holds which training example: pure functions of the labels, the parameters and a named random stream.
+"""Which client holds which training example: pure functions of the labels, the parameters and a
+named random stream.
 
-M is the number of training examples, N of clients, C of classes. Every scheme returns a `Partition`: one index array and N + 1
-offsets, so a million clients cost two arrays. No example is given to two clients; no client is left without any.
+M is the number of training examples, N of clients, C of classes. Every scheme returns a
+`Partition`: one index array and N + 1 offsets, so a million clients cost two arrays. No example is
+given to two clients; no client is left without any.
 """
 
 import logging
@@ -17,30 +19,39 @@ log = logging.getLogger(__name__)
 
 
 class Scheme(ABC):
-    """A way to deal M examples to N clients. A subclass writes `deal`; what holds for all schemes is checked here."""
+    """A way to deal M examples to N clients.
+
+    A subclass writes `deal`; what holds for all schemes is checked here.
+    """
 
     name = ""
 
-    def __call__(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
-        """Return the partition of `labels` [M] (values 0..C-1); ConfigError where the parameters cannot be met."""
+    def __call__(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
+        """Return the partition of `labels` [M] (values 0..C-1); ConfigError where the parameters
+        cannot be met.
+        """
         if num_clients < 1:
             raise ConfigError(f"num_clients={num_clients}: must be at least 1")
         if num_clients > len(labels):
             raise ConfigError(
-                f"num_clients={num_clients}: the training set has {len(labels)} examples and no client may be empty; "
-                f"use num_clients={len(labels)} or fewer"
+                f"num_clients={num_clients}: the training set has {len(labels)} examples and no"
+                f" client may be empty; use num_clients={len(labels)} or fewer"
             )
         partition = self.deal(np.asarray(labels), num_classes, num_clients, rng)
         empty = np.flatnonzero(partition.sizes == 0)
         if len(empty):
             raise ConfigError(
-                f"partition={self.name} with num_clients={num_clients}: {len(empty)} clients would be empty "
-                f"(the first is client {empty[0]}); use fewer clients"
+                f"partition={self.name} with num_clients={num_clients}: {len(empty)} clients would"
+                f" be empty (the first is client {empty[0]}); use fewer clients"
             )
         return partition
 
     @abstractmethod
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
         """Return the partition; `num_clients` is between 1 and M."""
 
 
@@ -49,26 +60,34 @@ class IID(Scheme):
 
     name = "iid"
 
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
         return Partition(rng.permutation(len(labels)), even_offsets(len(labels), num_clients))
 
 
 class Dirichlet(Scheme):
-    """Label skew: each class is dealt out by its own draw q ~ Dir(alpha 1_N), with a soft cap of M / N a client.
+    """Label skew: each class is dealt out by its own draw q ~ Dir(alpha 1_N), with a soft cap of M
+    / N a client.
 
-    Classes are visited in label order. A client that already holds M / N or more gets no further class; the cap is looked
-    at before adding, so final sizes may exceed it. The whole draw is repeated until the smallest client has `min_size`.
-    Small `alpha` (0.1): one or two classes a client; 0.5 and 1: the published settings; 100: nearly IID.
-    Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022 (noniid-labeldir); Chan et al., ICLR 2024.
+    Classes are visited in label order. A client that already holds M / N or more gets no further
+    class; the cap is looked at before adding, so final sizes may exceed it. The whole draw is
+    repeated until the smallest client has `min_size`. Small `alpha` (0.1): one or two classes a
+    client; 0.5 and 1: the published settings; 100: nearly IID. Li et al., "Federated Learning on
+    Non-IID Data Silos", ICDE 2022 (noniid-labeldir); Chan et al., ICLR 2024.
     """
 
     name = "dirichlet"
 
     def __init__(self, alpha: float = 0.5, min_size: int = 10, max_tries: int = 1000) -> None:
         _check_draws("alpha", alpha, min_size, max_tries)
-        self.alpha, self.min_size, self.max_tries = float(alpha), min_size, max_tries
+        self.alpha = float(alpha)
+        self.min_size = min_size
+        self.max_tries = max_tries
 
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
         class_sizes = np.bincount(labels, minlength=num_classes)
         if num_clients * self.min_size <= len(labels):
             for _ in range(self.max_tries):
@@ -76,13 +95,16 @@ class Dirichlet(Scheme):
                 if counts is not None and counts.sum(0).min() >= self.min_size:
                     return deal_counts(labels, counts, rng)
         raise ConfigError(
-            f"partition=dirichlet with alpha={self.alpha:g}, num_clients={num_clients}, min_size={self.min_size}: "
-            f"no draw in {self.max_tries} gave every client {self.min_size} of the {len(labels)} examples "
-            f"({len(labels) / num_clients:.1f} a client on average); use fewer clients, a smaller partition.min_size "
-            "or a larger partition.alpha"
+            f"partition=dirichlet with alpha={self.alpha:g}, num_clients={num_clients},"
+            f" min_size={self.min_size}: no draw in {self.max_tries} gave every client"
+            f" {self.min_size} of the {len(labels)} examples ({len(labels) / num_clients:.1f} a"
+            " client on average); use fewer clients, a smaller partition.min_size or a larger"
+            " partition.alpha"
         )
 
-    def _draw(self, class_sizes: np.ndarray, num_clients: int, rng: np.random.Generator) -> np.ndarray | None:
+    def _draw(
+        self, class_sizes: np.ndarray, num_clients: int, rng: np.random.Generator
+    ) -> np.ndarray | None:
         """Return one draw of counts [C, N], or None where every share was cut to nothing."""
         held = np.zeros(num_clients, dtype=np.int64)
         counts = np.zeros((len(class_sizes), num_clients), dtype=np.int64)
@@ -99,12 +121,13 @@ class Dirichlet(Scheme):
 
 
 class Shards(Scheme):
-    """HeteroFL's non-iid-s: each client is dealt `classes_per_client` shards, each holding one class.
+    """HeteroFL's non-iid-s: each client is dealt `classes_per_client` shards, each holding one
+    class.
 
-    Each class, in dataset order, is cut into m = s N / C shards (the first ones one longer where it does not divide); a
-    shuffled list with every label m times gives each client s labels. A client that draws a label twice gets one shard of
-    it, and the other is not used by anybody, as published. Needs s N divisible by C.
-    Diao et al., "HeteroFL", ICLR 2021.
+    Each class, in dataset order, is cut into m = s N / C shards (the first ones one longer where it
+    does not divide); a shuffled list with every label m times gives each client s labels. A client
+    that draws a label twice gets one shard of it, and the other is not used by anybody, as
+    published. Needs s N divisible by C. Diao et al., "HeteroFL", ICLR 2021.
     """
 
     name = "shards"
@@ -113,12 +136,16 @@ class Shards(Scheme):
         _check_classes(classes_per_client)
         self.classes_per_client = classes_per_client
 
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
         shards = self._shards_per_class(labels, num_classes, num_clients)
         drawn = rng.permutation(np.tile(np.arange(num_classes), shards)).reshape(num_clients, -1)
-        wants = np.zeros((num_clients, num_classes), dtype=bool)  # a label drawn twice collapses to one shard
+        # a label drawn twice collapses to one shard
+        wants = np.zeros((num_clients, num_classes), dtype=bool)
         np.put_along_axis(wants, drawn, True, axis=1)
-        examples, owners = [], []
+        examples = []
+        owners = []
         for k in range(num_classes):
             clients = np.flatnonzero(wants[:, k])
             members = np.flatnonzero(labels == k)
@@ -130,23 +157,34 @@ class Shards(Scheme):
         return group(np.concatenate(examples), np.concatenate(owners), num_clients, rng)
 
     def _shards_per_class(self, labels: np.ndarray, num_classes: int, num_clients: int) -> int:
-        where = f"partition=shards with classes_per_client={self.classes_per_client}, num_clients={num_clients}"
+        where = (
+            f"partition=shards with classes_per_client={self.classes_per_client},"
+            f" num_clients={num_clients}"
+        )
         if self.classes_per_client > num_classes:
-            raise ConfigError(f"{where}: the dataset has {num_classes} classes; use classes_per_client={num_classes} or fewer")
+            raise ConfigError(
+                f"{where}: the dataset has {num_classes} classes; use"
+                f" classes_per_client={num_classes} or fewer"
+            )
         shards, rest = divmod(self.classes_per_client * num_clients, num_classes)
         if rest:
             raise ConfigError(
-                f"{where}: classes_per_client x num_clients must be a multiple of the {num_classes} classes; "
-                f"use num_clients={max(1, round(num_clients / num_classes)) * num_classes}"
+                f"{where}: classes_per_client x num_clients must be a multiple of the {num_classes}"
+                " classes; use"
+                f" num_clients={max(1, round(num_clients / num_classes)) * num_classes}"
             )
         smallest = int(np.bincount(labels, minlength=num_classes).min())
         if smallest < shards:
-            raise ConfigError(f"{where}: the smallest class has {smallest} examples for {shards} shards; use fewer clients")
+            raise ConfigError(
+                f"{where}: the smallest class has {smallest} examples for {shards} shards; use"
+                " fewer clients"
+            )
         return shards
 
 
 class Quantity(Scheme):
-    """Quantity skew: sizes follow one draw q ~ Dir(beta 1_N), labels stay IID; redrawn until min(q M) >= `min_size`.
+    """Quantity skew: sizes follow one draw q ~ Dir(beta 1_N), labels stay IID; redrawn until min(q
+    M) >= `min_size`.
 
     Li et al., ICDE 2022 (iid-diff-quantity, beta 0.5).
     """
@@ -155,25 +193,34 @@ class Quantity(Scheme):
 
     def __init__(self, beta: float = 0.5, min_size: int = 10, max_tries: int = 1000) -> None:
         _check_draws("beta", beta, min_size, max_tries)
-        self.beta, self.min_size, self.max_tries = float(beta), min_size, max_tries
+        self.beta = float(beta)
+        self.min_size = min_size
+        self.max_tries = max_tries
 
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
         total = len(labels)
         if num_clients * self.min_size <= total:
             for _ in range(self.max_tries):
                 share = rng.dirichlet(np.full(num_clients, self.beta))
                 if share.min() * total >= self.min_size:
                     cuts = np.floor(np.cumsum(share)[:-1] * total).astype(np.int64)
-                    return Partition(rng.permutation(total), np.concatenate([[0], np.minimum(cuts, total), [total]]))
+                    return Partition(
+                        rng.permutation(total),
+                        np.concatenate([[0], np.minimum(cuts, total), [total]]),
+                    )
         raise ConfigError(
-            f"partition=quantity with beta={self.beta:g}, num_clients={num_clients}, min_size={self.min_size}: no draw in "
-            f"{self.max_tries} gave every client {self.min_size} of the {total} examples; use fewer clients, a smaller "
-            "partition.min_size or a larger partition.beta"
+            f"partition=quantity with beta={self.beta:g}, num_clients={num_clients},"
+            f" min_size={self.min_size}: no draw in {self.max_tries} gave every client"
+            f" {self.min_size} of the {total} examples; use fewer clients, a smaller"
+            " partition.min_size or a larger partition.beta"
         )
 
 
 class Labels(Scheme):
-    """`#C = k`: client i holds class i mod C and k - 1 other classes drawn uniformly; owners of a class share it evenly.
+    """`#C = k`: client i holds class i mod C and k - 1 other classes drawn uniformly; owners of a
+    class share it evenly.
 
     A class that nobody drew (possible where N < C) is not used, as published; the log says so.
     Li et al., ICDE 2022 (noniid-#label k, k = 1, 2, 3).
@@ -185,12 +232,18 @@ class Labels(Scheme):
         _check_classes(classes_per_client)
         self.classes_per_client = classes_per_client
 
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
         owns = self._draw_owners(num_classes, num_clients, rng)
         unused = np.flatnonzero(~owns.any(0))
         if len(unused):
-            log.warning("partition=labels: no client drew class(es) %s; their examples are not used", unused.tolist())
-        examples, owners = [], []
+            log.warning(
+                "partition=labels: no client drew class(es) %s; their examples are not used",
+                unused.tolist(),
+            )
+        examples = []
+        owners = []
         for k in range(num_classes):
             clients = np.flatnonzero(owns[:, k])
             if len(clients):
@@ -199,25 +252,33 @@ class Labels(Scheme):
                 owners.append(shard_owner(len(members), clients))
         return group(np.concatenate(examples), np.concatenate(owners), num_clients, rng)
 
-    def _draw_owners(self, num_classes: int, num_clients: int, rng: np.random.Generator) -> np.ndarray:
-        """Return who owns what, bool [N, C]: the first of k ranks is fixed, the rest a uniform subset of the other classes."""
+    def _draw_owners(
+        self, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return who owns what, bool [N, C]: the first of k ranks is fixed, the rest a uniform
+        subset of the other classes.
+        """
         if self.classes_per_client > num_classes:
             raise ConfigError(
-                f"partition.classes_per_client={self.classes_per_client}: the dataset has {num_classes} classes; use {num_classes} or fewer"
+                f"partition.classes_per_client={self.classes_per_client}: the dataset has"
+                f" {num_classes} classes; use {num_classes} or fewer"
             )
         rank = rng.random((num_clients, num_classes))
         clients = np.arange(num_clients)
         rank[clients, clients % num_classes] = -1.0
         owns = np.zeros((num_clients, num_classes), dtype=bool)
-        np.put_along_axis(owns, np.argsort(rank, axis=1)[:, : self.classes_per_client], True, axis=1)
+        np.put_along_axis(
+            owns, np.argsort(rank, axis=1)[:, : self.classes_per_client], True, axis=1
+        )
         return owns
 
 
 class Fixed(Scheme):
-    """Read the partition from a file: the published `.npy`, our `.npz` or `.json`; see `partition_file` for what is checked.
+    """Read the partition from a file: the published `.npy`, our `.npz` or `.json`; see
+    `partition_file` for what is checked.
 
-    Examples that the file does not mention are not used (the published files, made for 50,000 images, leave 10,000
-    of Fashion-MNIST's 60,000 out).
+    Examples that the file does not mention are not used (the published files, made for 50,000
+    images, leave 10,000 of Fashion-MNIST's 60,000 out).
     """
 
     name = "fixed"
@@ -225,15 +286,23 @@ class Fixed(Scheme):
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def deal(self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator) -> Partition:
-        return Partition(*read_partition(self.path, num_examples=len(labels), num_clients=num_clients))
+    def deal(
+        self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
+    ) -> Partition:
+        return Partition(
+            *read_partition(self.path, num_examples=len(labels), num_clients=num_clients)
+        )
 
 
 def _check_draws(symbol: str, value: float, min_size: int, max_tries: int) -> None:
-    """ConfigError unless concentration, smallest size and number of tries make sense; all problems at once."""
+    """ConfigError unless concentration, smallest size and number of tries make sense; all problems
+    at once.
+    """
     problems = []
     if not 0 < value < float("inf"):
-        problems.append(f"partition.{symbol}={value}: a Dirichlet concentration is above 0; use 0.5")
+        problems.append(
+            f"partition.{symbol}={value}: a Dirichlet concentration is above 0; use 0.5"
+        )
     if min_size < 1:
         problems.append(f"partition.min_size={min_size}: a client cannot be empty; use 1 or more")
     if max_tries < 1:
@@ -245,4 +314,7 @@ def _check_draws(symbol: str, value: float, min_size: int, max_tries: int) -> No
 def _check_classes(classes_per_client: int) -> None:
     """ConfigError unless a client holds at least one class."""
     if classes_per_client < 1:
-        raise ConfigError(f"partition.classes_per_client={classes_per_client}: a client holds at least one class; use 2")
+        raise ConfigError(
+            f"partition.classes_per_client={classes_per_client}: a client holds at least one class;"
+            " use 2"
+        )

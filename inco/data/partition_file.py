@@ -1,8 +1,10 @@
-"""Read and write partitions: the published `.npy` (a pickled dict), our `.npz`, and `.json`. Nothing in a file is ever run.
+"""Read and write partitions: the published `.npy` (a pickled dict), our `.npz`, and `.json`.
+Nothing in a file is ever run.
 
-A partition file comes from somebody else, so it is treated as hostile: its pickle is scanned opcode by opcode against the few
-that the published format needs, then rebuilt by an unpickler that knows no class but inert stand-ins. Every problem is a
-`DataError` that names the file, the client and the index.
+A partition file comes from somebody else, so it is treated as hostile: its pickle is scanned opcode
+by opcode against the few that the published format needs, then rebuilt by an unpickler that knows
+no class but inert stand-ins. Every problem is a `DataError` that names the file, the client and the
+index.
 """
 
 import io
@@ -22,14 +24,17 @@ from inco.data.dealing import Partition
 from inco.data.readers import write_atomic
 from inco.errors import DataError
 
-MAX_BYTES = 512 * 2**20  # 90,000 examples are 0.3 MB in the published format: this is room for a hundred million
+# 90,000 examples are 0.3 MB in the published format: this is room for a hundred million
+MAX_BYTES = 512 * 2**20
 SUFFIXES = (".npy", ".npz", ".json")
 
-# What numpy writes for a 0-d object array around {int: [int, ...]}, pickle protocols 2 to 5. What makes objects is counted:
-# the array and its dtype need two calls and three names, and few tuples keep nesting (and hashing) shallow.
+# What numpy writes for a 0-d object array around {int: [int, ...]}, pickle protocols 2 to 5. What
+# makes objects is counted: the array and its dtype need two calls and three names, and few tuples
+# keep nesting (and hashing) shallow.
 _PLAIN = """
-PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 INT LONG BINPUT LONG_BINPUT PUT MEMOIZE BINGET
-LONG_BINGET GET EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS BINUNICODE SHORT_BINUNICODE UNICODE SHORT_BINBYTES
+PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 INT LONG BINPUT LONG_BINPUT
+PUT MEMOIZE BINGET LONG_BINGET GET EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+BINUNICODE SHORT_BINUNICODE UNICODE SHORT_BINBYTES
 """
 PLAIN_OPCODES = frozenset(_PLAIN.split())
 COUNTED_OPCODES = {"GLOBAL": 4, "STACK_GLOBAL": 4, "REDUCE": 3, "BUILD": 2}
@@ -37,11 +42,15 @@ TUPLE_OPCODES = frozenset(["EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"]
 MAX_TUPLES = 12
 
 
-def read_partition(path: str | os.PathLike[str], num_examples: int, num_clients: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (order int64 [total], offsets int64 [N + 1]) of a file, checked against M = `num_examples` and N.
+def read_partition(
+    path: str | os.PathLike[str], num_examples: int, num_clients: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (order int64 [total], offsets int64 [N + 1]) of a file, checked against M =
+    `num_examples` and N.
 
-    Raises DataError: no such file, not a partition, clients not 0..N-1, a number of clients other than N, an empty client,
-    an index that is no integer, is outside 0..M-1, or is held twice. Examples that nobody holds are allowed.
+    Raises DataError: no such file, not a partition, clients not 0..N-1, a number of clients other
+    than N, an empty client, an index that is no integer, is outside 0..M-1, or is held twice.
+    Examples that nobody holds are allowed.
     """
     file = Path(path).expanduser()
     _check_file(file)
@@ -55,33 +64,54 @@ def read_partition(path: str | os.PathLike[str], num_examples: int, num_clients:
 
 
 def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
-    """Write a partition: `.npz` (compact), `.json` (readable) or `.npy` (what the published code reads); atomically."""
+    """Write a partition: `.npz` (compact), `.json` (readable) or `.npy` (what the published code
+    reads); atomically.
+    """
     file = Path(path)
     clients = partition.num_clients
     writers: dict[str, Callable[[Any], None]] = {
         ".npz": lambda f: np.savez_compressed(f, order=partition.order, offsets=partition.offsets),
-        ".json": lambda f: f.write(json.dumps({str(i): partition.examples(i).tolist() for i in range(clients)}).encode()),
-        ".npy": lambda f: np.save(f, np.array({i: partition.examples(i).tolist() for i in range(clients)}, dtype=object)),
+        ".json": lambda f: f.write(
+            json.dumps({str(i): partition.examples(i).tolist() for i in range(clients)}).encode()
+        ),
+        ".npy": lambda f: np.save(
+            f, np.array({i: partition.examples(i).tolist() for i in range(clients)}, dtype=object)
+        ),
     }
     if file.suffix not in writers:
-        raise DataError(f"partition.path={file}: a partition is written as {', '.join(SUFFIXES)}; change the name's ending")
+        raise DataError(
+            f"partition.path={file}: a partition is written as {', '.join(SUFFIXES)}; change the"
+            " name's ending"
+        )
     write_atomic(file, writers[file.suffix])
 
 
 def _check_file(file: Path) -> None:
     if file.suffix not in SUFFIXES:
-        raise DataError(f"partition.path={file}: a partition file ends in {', '.join(SUFFIXES)}; convert or rename it")
+        raise DataError(
+            f"partition.path={file}: a partition file ends in {', '.join(SUFFIXES)}; convert or"
+            " rename it"
+        )
     if not file.is_file():
-        raise DataError(f"partition.path={file}: no such file (looked at {file.absolute()}); set partition.path to one that is")
+        raise DataError(
+            f"partition.path={file}: no such file (looked at {file.absolute()}); set partition.path"
+            " to one that is"
+        )
     if file.stat().st_size > MAX_BYTES:
-        raise DataError(f"partition.path={file}: {file.stat().st_size:,} bytes; a partition file has at most {MAX_BYTES:,}")
+        raise DataError(
+            f"partition.path={file}: {file.stat().st_size:,} bytes; a partition file has at most"
+            f" {MAX_BYTES:,}"
+        )
 
 
-# --- the published .npy ---------------------------------------------------------------------------------------------------
+# --- the published .npy
+# -------------------------------------------------------------------------------------------------
 
 
 class _Inert:
-    """Stands in for anything the pickle names: takes any arguments, does nothing, keeps the state it is given."""
+    """Stands in for anything the pickle names: takes any arguments, does nothing, keeps the state
+    it is given.
+    """
 
     state: Any = None
 
@@ -93,7 +123,9 @@ class _Inert:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, integers, and inert objects in place of numpy's array and dtype; refuses every other name."""
+    """Builds dicts, lists, integers, and inert objects in place of numpy's array and dtype; refuses
+    every other name.
+    """
 
     allowed = frozenset(
         {
@@ -107,9 +139,15 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[_Inert]:
         if (module, name) in self.allowed:
             return _Inert
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 spells the bytes b"b"; its result is never looked at
+        # how protocol 2 spells the bytes b"b"; its result is never looked at
+        if (module, name) == (
+            "_codecs",
+            "encode",
+        ):
             return _Inert
-        raise DataError(f"it asks for {module}.{name}, which a partition has no use for; nothing of it was run")
+        raise DataError(
+            f"it asks for {module}.{name}, which a partition has no use for; nothing of it was run"
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError("it refers to an object outside the file")
@@ -121,7 +159,11 @@ def _read_npy(file: Path) -> dict[Any, Any]:
     try:
         stream = io.BytesIO(data)
         version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read_header(stream)
         if shape != () or not dtype.hasobject:
             raise DataError(f"it holds an array of shape {shape} and type {dtype}, not one dict")
@@ -131,7 +173,9 @@ def _read_npy(file: Path) -> dict[Any, Any]:
         clients = array.state[-1][0]
     except DataError as error:
         raise _not_published(file, str(error)) from None
-    except Exception as error:  # a damaged stream can raise nearly anything; none of it is the user's to decipher
+    except (
+        Exception
+    ) as error:  # a damaged stream can raise nearly anything; none of it is the user's to decipher
         raise _not_published(file, f"{type(error).__name__}: {error}") from None
     if type(clients) is not dict:
         raise _not_published(file, f"it holds a {type(clients).__name__}, not a dict")
@@ -140,13 +184,15 @@ def _read_npy(file: Path) -> dict[Any, Any]:
 
 def _not_published(file: Path, why: str) -> DataError:
     return DataError(
-        f"partition.path={file}: refused: {why}. A published partition is a .npy around {{client: [index, ...]}}; "
-        "convert anything else to .json or .npz"
+        f"partition.path={file}: refused: {why}. A published partition is a .npy around {{client:"
+        " [index, ...]}; convert anything else to .json or .npz"
     )
 
 
 def _scan(body: bytes) -> None:
-    """Raise DataError unless the pickle holds only the opcodes that a partition needs, and no more calls than one array."""
+    """Raise DataError unless the pickle holds only the opcodes that a partition needs, and no more
+    calls than one array.
+    """
     counts: Counter[str] = Counter()
     for opcode, argument, _ in pickletools.genops(body):
         name = opcode.name
@@ -157,16 +203,21 @@ def _scan(body: bytes) -> None:
             continue
         counts["tuples" if name in TUPLE_OPCODES else name] += 1
         if name not in TUPLE_OPCODES and counts[name] > COUNTED_OPCODES.get(name, 0):
-            raise DataError(f"its pickle uses {name} where a partition has none or fewer; nothing of it was run")
+            raise DataError(
+                f"its pickle uses {name} where a partition has none or fewer; nothing of it was run"
+            )
         if counts["tuples"] > MAX_TUPLES:
             raise DataError("its pickle is nested more deeply than a partition")
 
 
-# --- .json and .npz ---------------------------------------------------------------------------------------------------
+# --- .json and .npz
+# -------------------------------------------------------------------------------------------------
 
 
 def _read_json(file: Path) -> dict[Any, Any]:
-    """Return {client: indices} of `{"0": [...], ...}`; keys that are whole numbers become integers."""
+    """Return {client: indices} of `{"0": [...], ...}`; keys that are whole numbers become
+    integers.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -177,78 +228,133 @@ def _read_json(file: Path) -> dict[Any, Any]:
     try:
         clients = json.loads(file.read_bytes(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise DataError(f'partition.path={file}: not readable as JSON ({error}); write {{"0": [index, ...], ...}}') from None
+        raise DataError(
+            f'partition.path={file}: not readable as JSON ({error}); write {{"0": [index, ...],'
+            " ...}"
+        ) from None
     if type(clients) is not dict:
-        raise DataError(f'partition.path={file}: holds a {type(clients).__name__}; write {{"0": [index, ...], ...}}')
-    return {int(key) if key.isdecimal() and len(key) < 19 else key: value for key, value in clients.items()}
+        raise DataError(
+            f'partition.path={file}: holds a {type(clients).__name__}; write {{"0": [index, ...],'
+            " ...}"
+        )
+    return {
+        int(key) if key.isdecimal() and len(key) < 19 else key: value
+        for key, value in clients.items()
+    }
 
 
 def _read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return (order, offsets) of an archive with these two integer arrays."""
-    wrong = f"partition.path={file}: an .npz partition holds integer arrays `order` [total] and `offsets` [clients + 1]"
+    wrong = (
+        f"partition.path={file}: an .npz partition holds integer arrays `order` [total] and"
+        " `offsets` [clients + 1]"
+    )
     try:
         with zipfile.ZipFile(file) as archive:
             if sum(member.file_size for member in archive.infolist()) > 8 * MAX_BYTES:
                 raise DataError(f"{wrong}; this one unpacks to more than {8 * MAX_BYTES:,} bytes")
         with np.load(file, allow_pickle=False) as arrays:
-            order, offsets = arrays["order"], arrays["offsets"]
+            order = arrays["order"]
+            offsets = arrays["offsets"]
     except DataError:
         raise
     except Exception as error:  # zlib's, tokenize's and others, for what a damaged archive can hold
         raise DataError(f"{wrong}; reading it failed: {type(error).__name__}: {error}") from None
     if not (isinstance(order, np.ndarray) and isinstance(offsets, np.ndarray)):
         raise DataError(f"{wrong}; this one has members of these names that are no arrays")
-    if order.ndim != 1 or offsets.ndim != 1 or order.dtype.kind not in "iu" or offsets.dtype.kind not in "iu":
-        raise DataError(f"{wrong}; this one has {order.dtype} {order.shape} and {offsets.dtype} {offsets.shape}")
+    if (
+        order.ndim != 1
+        or offsets.ndim != 1
+        or order.dtype.kind not in "iu"
+        or offsets.dtype.kind not in "iu"
+    ):
+        raise DataError(
+            f"{wrong}; this one has {order.dtype} {order.shape} and {offsets.dtype} {offsets.shape}"
+        )
     order, offsets = order.astype(np.int64), offsets.astype(np.int64)
-    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(order) or (np.diff(offsets) < 0).any():
+    if (
+        len(offsets) < 2
+        or offsets[0] != 0
+        or offsets[-1] != len(order)
+        or (np.diff(offsets) < 0).any()
+    ):
         raise DataError(f"{wrong}; offsets must rise from 0 to {len(order)}, the length of order")
     return order, offsets
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+# --- checks
+# -------------------------------------------------------------------------------------------------
 
 
-def _flatten(file: Path, clients: dict[Any, Any], num_examples: int, num_clients: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (order, offsets) of {client: indices}; DataError for keys, lists or values of the wrong kind."""
+def _flatten(
+    file: Path, clients: dict[Any, Any], num_examples: int, num_clients: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (order, offsets) of {client: indices}; DataError for keys, lists or values of the
+    wrong kind.
+    """
     strange = next((key for key in clients if type(key) is not int), None)
     if strange is not None:
-        raise DataError(f"partition.path={file}: a client is named by a {type(strange).__name__}; names are integers from 0")
+        raise DataError(
+            f"partition.path={file}: a client is named by a {type(strange).__name__}; names are"
+            " integers from 0"
+        )
     _check_clients(file, len(clients), num_clients)
     missing = next((i for i in range(num_clients) if i not in clients), None)
     if missing is not None:
-        raise DataError(f"partition.path={file}: clients must be 0 to {num_clients - 1} without a gap; {missing} is missing")
+        raise DataError(
+            f"partition.path={file}: clients must be 0 to {num_clients - 1} without a gap;"
+            f" {missing} is missing"
+        )
     lists = [clients[i] for i in range(num_clients)]
     for i, values in enumerate(lists):
         if type(values) is not list or not set(map(type, values)) <= {int}:
-            raise DataError(f"partition.path={file}: client {i} must hold a list of integers; something else is in it")
+            raise DataError(
+                f"partition.path={file}: client {i} must hold a list of integers; something else is"
+                " in it"
+            )
         if values and not (min(values) >= 0 and max(values) < num_examples):
-            raise _out_of_range(file, i, min(values) if min(values) < 0 else max(values), num_examples)
+            raise _out_of_range(
+                file, i, min(values) if min(values) < 0 else max(values), num_examples
+            )
     sizes = [len(values) for values in lists]
-    if sum(sizes) > num_examples:  # before anything is laid out: one list can stand for many clients in a small file
-        raise DataError(f"partition.path={file}: {sum(sizes):,} indices for {num_examples:,} examples: some are held twice")
+    # before anything is laid out: one list can stand for many clients in a small file
+    if sum(sizes) > num_examples:
+        raise DataError(
+            f"partition.path={file}: {sum(sizes):,} indices for {num_examples:,} examples: some are"
+            " held twice"
+        )
     order = np.fromiter((v for values in lists for v in values), dtype=np.int64, count=sum(sizes))
     return order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def _check_clients(file: Path, found: int, num_clients: int) -> None:
     if found != num_clients:
-        raise DataError(f"partition.path={file}: the file has {found} clients and num_clients={num_clients}; use num_clients={found}")
+        raise DataError(
+            f"partition.path={file}: the file has {found} clients and num_clients={num_clients};"
+            f" use num_clients={found}"
+        )
 
 
 def _out_of_range(file: Path, client: int, index: int, num_examples: int) -> DataError:
     return DataError(
-        f"partition.path={file}: client {client} holds index {index}, and the training set has {num_examples} examples "
-        f"(0 to {num_examples - 1}); is this the file of another dataset?"
+        f"partition.path={file}: client {client} holds index {index}, and the training set has"
+        f" {num_examples} examples (0 to {num_examples - 1}); is this the file of another dataset?"
     )
 
 
-def _check_partition(file: Path, order: np.ndarray, offsets: np.ndarray, num_examples: int, num_clients: int) -> None:
-    """Raise DataError for a wrong number of clients, an empty client, an index out of range or held twice."""
+def _check_partition(
+    file: Path, order: np.ndarray, offsets: np.ndarray, num_examples: int, num_clients: int
+) -> None:
+    """Raise DataError for a wrong number of clients, an empty client, an index out of range or held
+    twice.
+    """
     _check_clients(file, len(offsets) - 1, num_clients)
     empty = np.flatnonzero(np.diff(offsets) == 0)
     if len(empty):
-        raise DataError(f"partition.path={file}: client {empty[0]} holds no examples; every client needs at least one")
+        raise DataError(
+            f"partition.path={file}: client {empty[0]} holds no examples; every client needs at"
+            " least one"
+        )
     holder = np.repeat(np.arange(num_clients), np.diff(offsets))
     outside = np.flatnonzero((order < 0) | (order >= num_examples))
     if len(outside):
@@ -256,5 +362,9 @@ def _check_partition(file: Path, order: np.ndarray, offsets: np.ndarray, num_exa
     by_index = np.argsort(order, kind="stable")
     again = np.flatnonzero(np.diff(order[by_index]) == 0)
     if len(again):
-        first, second = by_index[again[0]], by_index[again[0] + 1]
-        raise DataError(f"partition.path={file}: index {order[first]} is held twice, by client {holder[first]} and client {holder[second]}")
+        first = by_index[again[0]]
+        second = by_index[again[0] + 1]
+        raise DataError(
+            f"partition.path={file}: index {order[first]} is held twice, by client {holder[first]}"
+            f" and client {holder[second]}"
+        )

@@ -1,4 +1,5 @@
-"""Reading the files of datasets into arrays, and writing caches so that a crash leaves no half file. NumPy alone; no torch.
+"""Reading the files of datasets into arrays, and writing caches so that a crash leaves no half
+file. NumPy alone; no torch.
 
 Errors are `DataError` naming the file; a file that cannot be written is a `StorageError`.
 """
@@ -16,11 +17,15 @@ import numpy as np
 
 from inco.errors import DataError, StorageError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
 
 
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and move it into place; StorageError if that fails."""
+    """Let `write` fill a file beside `path`, flush it to the disk, and move it into place;
+    StorageError if that fails.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,19 +35,25 @@ def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another place") from error
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another"
+            " place"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-# --- IDX (the format of MNIST and Fashion-MNIST) --------------------------------------------------------------------------
+# --- IDX (the format of MNIST and Fashion-MNIST)
+# --------------------------------------------------------------------------
 
 
 def read_idx(path: Path, ndim: int, max_bytes: int = 2**30) -> np.ndarray:
-    """Return the uint8 array of an IDX file, plain or `.gz`, with `ndim` dimensions; DataError if it is anything else.
+    """Return the uint8 array of an IDX file, plain or `.gz`, with `ndim` dimensions; DataError if
+    it is anything else.
 
-    http://yann.lecun.com/exdb/mnist: two zero bytes, type 8, number of dimensions, their sizes as big-endian int32, the data.
+    http://yann.lecun.com/exdb/mnist: two zero bytes, type 8, number of dimensions, their sizes as
+    big-endian int32, the data.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
@@ -54,56 +65,87 @@ def read_idx(path: Path, ndim: int, max_bytes: int = 2**30) -> np.ndarray:
     shape = [int(n) for n in np.frombuffer(data, ">u4", ndim, offset=4)]
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * ndim)
     if len(body) != np.prod(shape):
-        raise DataError(f"{path}: says shape {shape} and holds {len(body):,} bytes: cut off or damaged; fetch it again")
+        raise DataError(
+            f"{path}: says shape {shape} and holds {len(body):,} bytes: cut off or damaged; fetch"
+            " it again"
+        )
     return body.reshape(shape)
 
 
-# --- NumPy archives -------------------------------------------------------------------------------------------------------
+# --- NumPy archives
+# -------------------------------------------------------------------------------------------------
 
 
 def read_npz(path: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return ((x_train, y_train), (x_test, y_test)) of an archive: uint8 images [M, C, H, W] or [M, H, W, C], or [M, H, W]."""
+    """Return ((x_train, y_train), (x_test, y_test)) of an archive: uint8 images [M, C, H, W] or [M,
+    H, W, C], or [M, H, W].
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pairs = [(arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test")]
     except Exception as error:  # zip, zlib, header and key errors all mean the same to the reader
         raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); it must hold x_train, y_train, x_test, y_test"
+            f"{path}: cannot be read ({type(error).__name__}: {error}); it must hold x_train,"
+            " y_train, x_test, y_test"
         ) from None
-    train, test = ((_channels_first(path, images), _label_column(path, labels)) for images, labels in pairs)
+    train, test = (
+        (_channels_first(path, images), _label_column(path, labels)) for images, labels in pairs
+    )
     return train, test
 
 
 def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
     if not isinstance(images, np.ndarray):
-        raise DataError(f"{path}: a member that should be an array of images is none; fetch the file again")
+        raise DataError(
+            f"{path}: a member that should be an array of images is none; fetch the file again"
+        )
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise DataError(f"{path}: images are {images.dtype} {images.shape}; expected uint8 with 3 or 4 dimensions")
+        raise DataError(
+            f"{path}: images are {images.dtype} {images.shape}; expected uint8 with 3 or 4"
+            " dimensions"
+        )
     if images.ndim == 3:
         return images[:, None]
-    return images.transpose(0, 3, 1, 2) if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3) else images
+    return (
+        images.transpose(0, 3, 1, 2)
+        if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
+        else images
+    )
 
 
 def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
     if not isinstance(labels, np.ndarray):
-        raise DataError(f"{path}: a member that should be an array of labels is none; fetch the file again")
+        raise DataError(
+            f"{path}: a member that should be an array of labels is none; fetch the file again"
+        )
     if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.size != len(labels):
-        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected one integer for each image")
+        raise DataError(
+            f"{path}: labels are {labels.dtype} {labels.shape}; expected one integer for each image"
+        )
     return labels.reshape(-1)
 
 
-# --- folders of images ----------------------------------------------------------------------------------------------------
+# --- folders of images
+# -------------------------------------------------------------------------------------------------
 
 
 def class_folders(root: Path) -> list[str]:
-    """Return the names of the class folders below `root`, alphabetically; hidden ones are left out."""
+    """Return the names of the class folders below `root`, alphabetically; hidden ones are left
+    out.
+    """
     if not root.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name
+        for entry in os.scandir(root)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def image_files(root: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """Return the image files of each class, sorted by path, subfolders included; the order of torchvision's ImageFolder."""
+    """Return the image files of each class, sorted by path, subfolders included; the order of
+    torchvision's ImageFolder.
+    """
     return [
         [
             Path(folder) / name
@@ -116,7 +158,9 @@ def image_files(root: Path, classes: Sequence[str]) -> list[list[Path]]:
 
 
 def read_image(path: Path, size: int | None) -> np.ndarray:
-    """Return an image as RGB uint8 [3, H, W], resized to `size` x `size` (bilinear) unless None; DataError naming the file."""
+    """Return an image as RGB uint8 [3, H, W], resized to `size` x `size` (bilinear) unless None;
+    DataError naming the file.
+    """
     from PIL import Image
 
     try:
@@ -126,15 +170,25 @@ def read_image(path: Path, size: int | None) -> np.ndarray:
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(rgb).transpose(2, 0, 1)
     except Exception as error:  # PIL's decoders raise what they like
-        raise DataError(f"{path}: not a readable image ({type(error).__name__}: {error}); replace or remove the file") from None
+        raise DataError(
+            f"{path}: not a readable image ({type(error).__name__}: {error}); replace or remove the"
+            " file"
+        ) from None
 
 
-def read_images(files: Sequence[Path], size: int, fixed: bool = False, out: np.ndarray | None = None) -> np.ndarray:
-    """Return uint8 [M, 3, size, size], into `out` if given; with `fixed`, an image of another size is a DataError."""
+def read_images(
+    files: Sequence[Path], size: int, fixed: bool = False, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Return uint8 [M, 3, size, size], into `out` if given; with `fixed`, an image of another size
+    is a DataError.
+    """
     images = np.empty((len(files), 3, size, size), np.uint8) if out is None else out
     for i, path in enumerate(files):
         image = read_image(path, None if fixed else size)
         if image.shape != images.shape[1:]:
-            raise DataError(f"{path}: {image.shape[2]}x{image.shape[1]} pixels; every image of this dataset is {size}x{size}")
+            raise DataError(
+                f"{path}: {image.shape[2]}x{image.shape[1]} pixels; every image of this dataset is"
+                f" {size}x{size}"
+            )
         images[i] = image
     return images

@@ -1,17 +1,30 @@
-"""What is done to the images of each dataset before a model sees them: the published way, and the corrected one.
+"""What is done to the images of each dataset before a model sees them: the published way, and the
+corrected one.
 
-`published` is what the published experiments did, odd points included; `corrected` repairs the three that are mistakes:
-Fashion-MNIST without normalisation, CINIC-10 mirrored at random at *test* time, SVHN digits mirrored in the ViT runs.
-Where nothing was wrong the two are equal. (Constants and order: Chan et al., "Internal Cross-layer Gradients for Extending
-Homogeneity to Heterogeneity in Federated Learning", ICLR 2024, and its published code.)
+`published` is what the published experiments did, odd points included; `corrected` repairs the
+three that are mistakes: Fashion-MNIST without normalisation, CINIC-10 mirrored at random at *test*
+time, SVHN digits mirrored in the ViT runs. Where nothing was wrong the two are equal. (Constants
+and order: Chan et al., "Internal Cross-layer Gradients for Extending Homogeneity to Heterogeneity
+in Federated Learning", ICLR 2024, and its published code.)
 
-Images are resized to the model's `image_size` just before normalisation. Cutout keeps its share of the image: 16 pixels at 32.
+Images are resized to the model's `image_size` just before normalisation. Cutout keeps its share of
+the image: 16 pixels at 32.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inco.data.transforms import Cutout, Normalise, RandomCrop, RandomFlip, RandomResizedCrop, Replicate, Resize, Step, Transform
+from inco.data.transforms import (
+    Cutout,
+    Normalise,
+    RandomCrop,
+    RandomFlip,
+    RandomResizedCrop,
+    Replicate,
+    Resize,
+    Step,
+    Transform,
+)
 from inco.errors import ConfigError
 
 FAMILIES = ("resnet", "vit")
@@ -27,7 +40,9 @@ DIGITS = Normalise((0.3050,), (0.3759,), full=16.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The two transforms of a dataset for one model family, and the shape (C, S, S) that comes out of both."""
+    """The two transforms of a dataset for one model family, and the shape (C, S, S) that comes out
+    of both.
+    """
 
     train: Transform
     test: Transform
@@ -36,7 +51,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a recipe is made for: native `shape` (C, H, W), model `family`, `image_size` (None: the usual), variant."""
+    """What a recipe is made for: native `shape` (C, H, W), model `family`, `image_size` (None: the
+    usual), variant.
+    """
 
     shape: tuple[int, int, int]
     family: str
@@ -48,26 +65,43 @@ class Ask:
         return self.family == "vit"
 
     def size(self, resnet: int, vit: int) -> int:
-        """Return the side of the model's input: what was asked for, else the usual one of the family."""
+        """Return the side of the model's input: what was asked for, else the usual one of the
+        family.
+        """
         return self.image_size or (vit if self.vit else resnet)
 
 
-def make_recipe(name: str, shape: tuple[int, int, int], family: str, image_size: int | None, variant: str) -> Recipe:
-    """Return the recipe of dataset `name`, with images of native `shape`; ConfigError for an unknown family or variant."""
+def make_recipe(
+    name: str, shape: tuple[int, int, int], family: str, image_size: int | None, variant: str
+) -> Recipe:
+    """Return the recipe of dataset `name`, with images of native `shape`; ConfigError for an
+    unknown family or variant.
+    """
     problems = []
     if family not in FAMILIES:
-        problems.append(f"model family={family!r}: a recipe exists for {' and '.join(FAMILIES)}; set family to one of them")
+        problems.append(
+            f"model family={family!r}: a recipe exists for {' and '.join(FAMILIES)}; set family to"
+            " one of them"
+        )
     if variant not in VARIANTS:
-        problems.append(f"dataset.transforms={variant!r}: must be published or corrected; use dataset.transforms=published")
+        problems.append(
+            f"dataset.transforms={variant!r}: must be published or corrected; use"
+            " dataset.transforms=published"
+        )
     if image_size is not None and image_size < 1:
-        problems.append(f"model image_size={image_size}: must be at least 1 pixel; leave it out for the usual size")
+        problems.append(
+            f"model image_size={image_size}: must be at least 1 pixel; leave it out for the usual"
+            " size"
+        )
     if problems:
         raise ConfigError(problems)
     return RECIPES[name](Ask(shape, family, image_size, variant == "corrected"))
 
 
 def _scaled(normalise: Normalise, native: int, size: int) -> list[Step]:
-    """Resize and normalise, on whichever side of the resize the image is smaller: the two commute."""
+    """Resize and normalise, on whichever side of the resize the image is smaller: the two
+    commute.
+    """
     if native == size:
         return [normalise]
     return [normalise, Resize(size)] if size > native else [Resize(size), normalise]
@@ -78,9 +112,11 @@ def _recipe(train: Sequence[Step], test: Sequence[Step], channels: int, size: in
 
 
 def _rescaled_crop(normalise: Normalise, native: int, size: int, flip: bool) -> Recipe:
-    """The ViT recipe: RandomResizedCrop, mirror, normalise; at test time a plain resize (its centre crop cuts nothing).
+    """The ViT recipe: RandomResizedCrop, mirror, normalise; at test time a plain resize (its centre
+    crop cuts nothing).
 
-    The mirror comes first, where pixels are few: crops are placed uniformly, so the distribution is the same.
+    The mirror comes first, where pixels are few: crops are placed uniformly, so the distribution is
+    the same.
     """
     mirror: list[Step] = [RandomFlip()] if flip else []
     train: list[Step] = [*mirror, normalise, RandomResizedCrop(size)]
@@ -102,7 +138,9 @@ def _synthetic(ask: Ask) -> Recipe:
 
 
 def _fashion_mnist(ask: Ask) -> Recipe:
-    """Resized to 32 (ResNet, 1 channel) or 224 (ViT, 3 equal channels), no augmentation; normalised only when corrected."""
+    """Resized to 32 (ResNet, 1 channel) or 224 (ViT, 3 equal channels), no augmentation; normalised
+    only when corrected.
+    """
     size = ask.size(resnet=32, vit=224)
     steps = _scaled(FASHION_MNIST if ask.corrected else PLAIN, ask.shape[1], size)
     if ask.vit:
@@ -111,8 +149,11 @@ def _fashion_mnist(ask: Ask) -> Recipe:
 
 
 def _svhn(ask: Ask) -> Recipe:
-    """ResNet: .5/.5 and Cutout; ViT: RandomResizedCrop, .5/.5, and a mirror that `corrected` leaves out."""
-    size, native = ask.size(resnet=32, vit=224), ask.shape[1]
+    """ResNet: .5/.5 and Cutout; ViT: RandomResizedCrop, .5/.5, and a mirror that `corrected` leaves
+    out.
+    """
+    size = ask.size(resnet=32, vit=224)
+    native = ask.shape[1]
     if ask.vit:
         return _rescaled_crop(HALF, native, size, flip=not ask.corrected)
     scaled = _scaled(HALF, native, size)
@@ -120,8 +161,11 @@ def _svhn(ask: Ask) -> Recipe:
 
 
 def _cifar10(ask: Ask) -> Recipe:
-    """ResNet: crop with padding 4, mirror, normalise, Cutout 16; ViT: RandomResizedCrop, mirror, .5/.5."""
-    size, native = ask.size(resnet=32, vit=224), ask.shape[1]
+    """ResNet: crop with padding 4, mirror, normalise, Cutout 16; ViT: RandomResizedCrop, mirror,
+    .5/.5.
+    """
+    size = ask.size(resnet=32, vit=224)
+    native = ask.shape[1]
     if ask.vit:
         return _rescaled_crop(HALF, native, size, flip=True)
     scaled = _scaled(CIFAR10, native, size)
@@ -129,8 +173,12 @@ def _cifar10(ask: Ask) -> Recipe:
 
 
 def _cinic10(ask: Ask) -> Recipe:
-    """ResNet: crop with padding 4, mirror, normalise; `published` mirrors at test time as well. ViT: as CIFAR-10."""
-    size, native = ask.size(resnet=32, vit=224), ask.shape[1]
+    """ResNet: crop with padding 4, mirror, normalise; `published` mirrors at test time as well.
+
+    ViT: as CIFAR-10.
+    """
+    size = ask.size(resnet=32, vit=224)
+    native = ask.shape[1]
     if ask.vit:
         return _rescaled_crop(HALF, native, size, flip=True)
     scaled = _scaled(CINIC10, native, size)
@@ -139,7 +187,9 @@ def _cinic10(ask: Ask) -> Recipe:
 
 
 def _images(ask: Ask) -> Recipe:
-    """ResNet: crop with padding of an eighth of the side, mirror, .5/.5; ViT: RandomResizedCrop, mirror, .5/.5."""
+    """ResNet: crop with padding of an eighth of the side, mirror, .5/.5; ViT: RandomResizedCrop,
+    mirror, .5/.5.
+    """
     native = ask.shape[1]
     size = ask.size(resnet=native, vit=native)
     if ask.vit:

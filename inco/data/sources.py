@@ -1,4 +1,5 @@
-"""The datasets: one class each. `check` looks for the files, `load` reads them and checks what is in them.
+"""The datasets: one class each. `check` looks for the files, `load` reads them and checks what is
+in them.
 
 A relative root is taken from the current working directory; the default is `data`.
 """
@@ -14,15 +15,28 @@ from inco.data.readers import read_idx, read_npz
 from inco.errors import ConfigError, DataError
 
 Arrays = tuple[np.ndarray, np.ndarray]
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 class Digits(Source):
-    """1,797 real handwritten digits of 8x8 pixels, values 0..16, inside the package: needs no file and no network.
+    """1,797 real handwritten digits of 8x8 pixels, values 0..16, inside the package: needs no file
+    and no network.
 
-    The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; UCI Machine Learning Repository,
-    CC BY 4.0), in the order of scikit-learn's `load_digits`. Test: 360 examples, 20 % of each class (largest remainder),
-    evenly spaced in that order; train: the other 1,437. Writers are in both.
+    The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; UCI
+    Machine Learning Repository, CC BY 4.0), in the order of scikit-learn's `load_digits`. Test: 360
+    examples, 20 % of each class (largest remainder), evenly spaced in that order; train: the other
+    1,437. Writers are in both.
     """
 
     name = "digits"
@@ -39,9 +53,11 @@ class Digits(Source):
 
 
 class Synthetic(Source):
-    """Images made from a seed: each class is a smooth random pattern, each image its pattern plus noise. Any size, no file.
+    """Images made from a seed: each class is a smooth random pattern, each image its pattern plus
+    noise. Any size, no file.
 
-    `shape` (C, H, W) with H = W; labels are balanced and shuffled; noise has a standard deviation of 48 grey levels.
+    `shape` (C, H, W) with H = W; labels are balanced and shuffled; noise has a standard deviation
+    of 48 grey levels.
     """
 
     name = "synthetic"
@@ -59,12 +75,18 @@ class Synthetic(Source):
         super().__init__(None, transforms)
         problems = []
         if len(shape) != 3 or min(shape) < 1 or shape[1] != shape[2]:
-            problems.append(f"dataset.shape={list(shape)}: must be [channels, side, side], all at least 1; use [3,32,32]")
+            problems.append(
+                f"dataset.shape={list(shape)}: must be [channels, side, side], all at least 1; use"
+                " [3,32,32]"
+            )
         if num_classes < 2:
             problems.append(f"dataset.num_classes={num_classes}: must be at least 2")
         for knob, value in (("num_train", num_train), ("num_test", num_test)):
             if value < num_classes:
-                problems.append(f"dataset.{knob}={value}: every class needs an example; use {num_classes} or more")
+                problems.append(
+                    f"dataset.{knob}={value}: every class needs an example; use {num_classes} or"
+                    " more"
+                )
         if problems:
             raise ConfigError(problems)
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
@@ -79,12 +101,17 @@ class Synthetic(Source):
         return self._split(patterns, train, 1), self._split(patterns, test, 2)
 
     def _patterns(self, rng: np.random.Generator) -> np.ndarray:
-        """Return one pattern for each class, float32 [C, channels, S, S]: coarse random levels, interpolated."""
+        """Return one pattern for each class, float32 [C, channels, S, S]: coarse random levels,
+        interpolated.
+        """
         channels, side, _ = self.shape
         coarse = min(4, side)
-        levels = rng.uniform(32, 224, (self.num_classes, channels, coarse, coarse)).astype(np.float32)
+        levels = rng.uniform(32, 224, (self.num_classes, channels, coarse, coarse)).astype(
+            np.float32
+        )
         place = np.clip((np.arange(side) + 0.5) * coarse / side - 0.5, 0, coarse - 1)
-        weights = np.clip(1 - np.abs(place[:, None] - np.arange(coarse)), 0, 1).astype(np.float32)  # [S, coarse]
+        # [S, coarse]
+        weights = np.clip(1 - np.abs(place[:, None] - np.arange(coarse)), 0, 1).astype(np.float32)
         return weights @ levels @ weights.T
 
     def _split(self, patterns: np.ndarray, count: int, stream: int) -> Arrays:
@@ -99,21 +126,44 @@ class Synthetic(Source):
 
 
 class FashionMNIST(Downloadable):
-    """Fashion-MNIST: 60,000 + 10,000 images of 1x28x28, 10 kinds of clothing (Xiao, Rasul, Vollgraf, 2017).
+    """Fashion-MNIST: 60,000 + 10,000 images of 1x28x28, 10 kinds of clothing (Xiao, Rasul,
+    Vollgraf, 2017).
 
-    Looked for in `root` (torchvision's FashionMNIST/raw, fashion-mnist, or the folder itself), then where Debian's package
-    dataset-fashion-mnist puts it. The content must be the original's, byte for byte.
+    Looked for in `root` (torchvision's FashionMNIST/raw, fashion-mnist, or the folder itself), then
+    where Debian's package dataset-fashion-mnist puts it. The content must be the original's, byte
+    for byte.
     """
 
     name = "fashion_mnist"
     shape = (1, 28, 28)
-    classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    classes = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
     counts = (60_000, 10_000)
     balanced = True
     known_digest = "21b303b534174981203c4820641c1482b0d4d234f68cd14ed6e4e3d0e1e17374"
     debian = Path("/usr/share/datasets/fashion-mnist")
-    files = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-    sizes = ("47,040,016 bytes, 26 MB as .gz", "60,008 bytes", "7,840,016 bytes, 4.4 MB as .gz", "10,008 bytes")
+    files = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
+    sizes = (
+        "47,040,016 bytes, 26 MB as .gz",
+        "60,008 bytes",
+        "7,840,016 bytes, 4.4 MB as .gz",
+        "10,008 bytes",
+    )
 
     def is_there(self) -> bool:
         return self._found() is not None
@@ -127,7 +177,9 @@ class FashionMNIST(Downloadable):
         found = self._found()
         if found is None:
             raise self.missing_error("the download left no complete set of files")
-        images, labels, test_images, test_labels = (read_idx(file, 3 - 2 * (i % 2)) for i, file in enumerate(found))
+        images, labels, test_images, test_labels = (
+            read_idx(file, 3 - 2 * (i % 2)) for i, file in enumerate(found)
+        )
         return (images[:, None], labels), (test_images[:, None], test_labels)
 
     def where(self) -> str:
@@ -140,21 +192,29 @@ class FashionMNIST(Downloadable):
 
     def _found(self) -> list[Path] | None:
         for place in self._places():
-            files = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in self.files]
+            files = [
+                next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None)
+                for name in self.files
+            ]
             if all(files):
                 return [file for file in files if file is not None]
         return None
 
     def missing_error(self, why: str = "") -> DataError:
-        files = [Expected(f"{name}[.gz]", about) for name, about in zip(self.files, self.sizes, strict=True)]
+        files = [
+            Expected(f"{name}[.gz]", about)
+            for name, about in zip(self.files, self.sizes, strict=True)
+        ]
         ways = ["apt-get install dataset-fashion-mnist", fetch_command(self)]
         return missing(self.name, self._places(), files, ways, why)
 
 
 class SVHN(Downloadable):
-    """Street View House Numbers, cropped: 73,257 + 26,032 images of 3x32x32 (Netzer et al., 2011); `extra` is not used.
+    """Street View House Numbers, cropped: 73,257 + 26,032 images of 3x32x32 (Netzer et al., 2011);
+    `extra` is not used.
 
-    torchvision reads the two .mat files after comparing their MD5 with the published one, and maps label 10 to 0.
+    torchvision reads the two .mat files after comparing their MD5 with the published one, and maps
+    label 10 to 0.
     """
 
     name = "svhn"
@@ -186,7 +246,10 @@ class SVHN(Downloadable):
 
     def _place(self) -> Path | None:
         both = ("train_32x32.mat", "test_32x32.mat")
-        return next((place for place in self._places() if all((place / name).is_file() for name in both)), None)
+        return next(
+            (place for place in self._places() if all((place / name).is_file() for name in both)),
+            None,
+        )
 
     def _places(self) -> list[Path]:
         root = data_root(self.root)
@@ -197,13 +260,21 @@ class SVHN(Downloadable):
             Expected("train_32x32.mat", "182 MB, md5 e26dedcc434d2e4c54c9b2d4a06d8373"),
             Expected("test_32x32.mat", "64 MB, md5 eb5a983be6a315427106f1b164d9cef3"),
         ]
-        return missing(self.name, self._places(), files, [fetch_command(self), "let the run download it: dataset.download=true"], why)
+        return missing(
+            self.name,
+            self._places(),
+            files,
+            [fetch_command(self), "let the run download it: dataset.download=true"],
+            why,
+        )
 
 
 class CIFAR10(Downloadable):
-    """CIFAR-10: 50,000 + 10,000 images of 3x32x32 (Krizhevsky, 2009), torchvision's folder or a plain `cifar10.npz`.
+    """CIFAR-10: 50,000 + 10,000 images of 3x32x32 (Krizhevsky, 2009), torchvision's folder or a
+    plain `cifar10.npz`.
 
-    The original batches are pickles: none is opened before its MD5 is the published one, so nobody else's pickle is ever run.
+    The original batches are pickles: none is opened before its MD5 is the published one, so nobody
+    else's pickle is ever run.
     """
 
     name = "cifar10"
@@ -228,7 +299,9 @@ class CIFAR10(Downloadable):
         for name, md5 in self._batches():
             check_md5(place / name, md5)
         splits = [Torchvision(str(place), train=train) for train in (True, False)]
-        train, test = ((split.data.transpose(0, 3, 1, 2), np.array(split.targets)) for split in splits)
+        train, test = (
+            (split.data.transpose(0, 3, 1, 2), np.array(split.targets)) for split in splits
+        )
         return train, test
 
     def _batches(self) -> list[tuple[str, str]]:
@@ -251,7 +324,9 @@ class CIFAR10(Downloadable):
             if place.suffix == ".npz":
                 found = place.is_file()
             else:
-                found = all((place / "cifar-10-batches-py" / name).is_file() for name in self._file_names())
+                found = all(
+                    (place / "cifar-10-batches-py" / name).is_file() for name in self._file_names()
+                )
             if found:
                 return place
         return None
@@ -261,6 +336,15 @@ class CIFAR10(Downloadable):
 
     def missing_error(self, why: str = "") -> DataError:
         about = {"batches.meta": "158 bytes"}
-        files = [Expected(f"cifar-10-batches-py/{name}", about.get(name, "31 MB")) for name in self._file_names()]
+        files = [
+            Expected(f"cifar-10-batches-py/{name}", about.get(name, "31 MB"))
+            for name in self._file_names()
+        ]
         files.append(Expected("or cifar10.npz", "x_train [50000,32,32,3], y_train, x_test, y_test"))
-        return missing(self.name, self._places(), files, [fetch_command(self), "let the run download it: dataset.download=true"], why)
+        return missing(
+            self.name,
+            self._places(),
+            files,
+            [fetch_command(self), "let the run download it: dataset.download=true"],
+            why,
+        )

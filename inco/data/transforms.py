@@ -1,9 +1,11 @@
-"""Batched image transforms: uint8 `[m, C, H, W]` in, float32 out, on the device of the images, every draw from one generator.
+"""Batched image transforms: uint8 `[m, C, H, W]` in, float32 out, on the device of the images,
+every draw from one generator.
 
-A transform is a list of steps. Steps that only move pixels (crop, flip) come first and work on bytes, four times cheaper than
-floats. `Normalise` and the resizing steps commute (interpolation weights sum to one), so a recipe normalises on whichever side
-of the resize has fewer pixels. All resizing is done in float32 and is not rounded back to 8 bits as PIL does: values
-differ from a PIL pipeline by at most about one grey level (1/255 before normalisation).
+A transform is a list of steps. Steps that only move pixels (crop, flip) come first and work on
+bytes, four times cheaper than floats. `Normalise` and the resizing steps commute (interpolation
+weights sum to one), so a recipe normalises on whichever side of the resize has fewer pixels. All
+resizing is done in float32 and is not rounded back to 8 bits as PIL does: values differ from a PIL
+pipeline by at most about one grey level (1/255 before normalisation).
 """
 
 import math
@@ -24,7 +26,8 @@ class Step(Protocol):
 class Transform:
     """A sequence of steps: uint8 `[m, C, H, W]` -> float32 `[m, C', S, S]`.
 
-    The generator may live on the CPU or on the images' device; a CPU generator gives the same draws on every device.
+    The generator may live on the CPU or on the images' device; a CPU generator gives the same draws
+    on every device.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -40,11 +43,18 @@ class Transform:
         return f"Transform({', '.join(map(repr, self.steps))})"
 
 
-def integers(high: int | Tensor, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw `count` integers uniform on `[0, high)`, one bound for all or one per draw; int64 `[count]` on `device`."""
+def integers(
+    high: int | Tensor, count: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Draw `count` integers uniform on `[0, high)`, one bound for all or one per draw; int64
+    `[count]` on `device`.
+    """
     if isinstance(high, int):
-        return torch.randint(high, (count,), generator=generator, device=generator.device).to(device)
-    # rand < 1, but the float32 product can round up to `high` itself: the clamp keeps the last value inside.
+        return torch.randint(high, (count,), generator=generator, device=generator.device).to(
+            device
+        )
+    # rand < 1, but the float32 product can round up to `high` itself: the clamp keeps the last
+    # value inside.
     return torch.minimum((uniform((count,), generator, device) * high).long(), high - 1)
 
 
@@ -54,13 +64,16 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.de
 
 
 class RandomCrop:
-    """Zero-pad by `pad` pixels on each side, then cut a window of the original size at a uniform place in each image."""
+    """Zero-pad by `pad` pixels on each side, then cut a window of the original size at a uniform
+    place in each image.
+    """
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        m, reach = len(x), 2 * self.pad + 1
+        m = len(x)
+        reach = 2 * self.pad + 1
         top = integers(reach, m, generator, x.device)
         left = integers(reach, m, generator, x.device)
         return shift_crop(x, self.pad, top, left)
@@ -70,9 +83,12 @@ class RandomCrop:
 
 
 def shift_crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
-    """Cut the window at (`top`, `left`) `[m]` of each zero-padded image; offsets in `0..2 pad`; one gather for the batch."""
+    """Cut the window at (`top`, `left`) `[m]` of each zero-padded image; offsets in `0..2 pad`; one
+    gather for the batch.
+    """
     height, width = x.shape[-2:]
-    windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # a view: [m, C, 2p+1, 2p+1, H, W]
+    # a view: [m, C, 2p+1, 2p+1, H, W]
+    windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
@@ -88,10 +104,16 @@ class RandomFlip:
 
 
 class Normalise:
-    """Map bytes to `(x / full - mean) / std` in float32; `mean` and `std` one value per channel, `full` the brightest byte."""
+    """Map bytes to `(x / full - mean) / std` in float32; `mean` and `std` one value per channel,
+    `full` the brightest byte.
+    """
 
-    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), full: float = 255.0) -> None:
-        self.mean, self.std, self.full = tuple(mean), tuple(std), full
+    def __init__(
+        self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), full: float = 255.0
+    ) -> None:
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.full = full
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -99,11 +121,16 @@ class Normalise:
         return x.float().mul(scale).add_(shift)
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, [1, C, 1, 1]; made once for each device, since a copy to a GPU makes it wait."""
+        """Return scale and shift, [1, C, 1, 1]; made once for each device, since a copy to a GPU
+        makes it wait.
+        """
         if device not in self._on:
             mean = torch.tensor(self.mean, dtype=torch.float64).view(1, -1, 1, 1)
             std = torch.tensor(self.std, dtype=torch.float64).view(1, -1, 1, 1)
-            self._on[device] = ((1 / (self.full * std)).float().to(device), (-mean / std).float().to(device))
+            self._on[device] = (
+                (1 / (self.full * std)).float().to(device),
+                (-mean / std).float().to(device),
+            )
         return self._on[device]
 
     def __repr__(self) -> str:
@@ -111,14 +138,22 @@ class Normalise:
 
 
 class Resize:
-    """Resize to `size` x `size`, bilinear; antialiased when it shrinks, as torchvision and PIL do."""
+    """Resize to `size` x `size`, bilinear; antialiased when it shrinks, as torchvision and PIL
+    do.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         shrinks = self.size < max(x.shape[-2:])
-        return F.interpolate(x.float(), (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks)
+        return F.interpolate(
+            x.float(),
+            (self.size, self.size),
+            mode="bilinear",
+            align_corners=False,
+            antialias=shrinks,
+        )
 
     def __repr__(self) -> str:
         return f"Resize({self.size})"
@@ -138,10 +173,12 @@ class Replicate:
 
 
 class Cutout:
-    """Zero one square of side `length` in each image, centred at a uniform pixel, clipped at the border, all channels.
+    """Zero one square of side `length` in each image, centred at a uniform pixel, clipped at the
+    border, all channels.
 
-    Works after normalisation, so the square holds the channel mean. Rows `[y - length/2, y + length/2)`, likewise columns.
-    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
+    Works after normalisation, so the square holds the channel mean. Rows `[y - length/2, y +
+    length/2)`, likewise columns. DeVries and Taylor, "Improved Regularization of Convolutional
+    Neural Networks with Cutout", 2017.
     """
 
     def __init__(self, length: int) -> None:
@@ -163,17 +200,26 @@ class Cutout:
 
 
 class RandomResizedCrop:
-    """Cut a random rectangle of each image and resize it to `size` x `size`: torchvision's rule, for a whole batch.
+    """Cut a random rectangle of each image and resize it to `size` x `size`: torchvision's rule,
+    for a whole batch.
 
-    Area uniform in `scale` (share of the image), log of the aspect ratio uniform in `ratio`; the first of ten tries that fits
-    is taken, else the centre. Bilinear with antialias through two small matrices per image (rows, columns); the weights
-    are PIL's, the result is not rounded to 8 bits. Szegedy et al., "Going deeper with convolutions", 2015.
+    Area uniform in `scale` (share of the image), log of the aspect ratio uniform in `ratio`; the
+    first of ten tries that fits is taken, else the centre. Bilinear with antialias through two
+    small matrices per image (rows, columns); the weights are PIL's, the result is not rounded to 8
+    bits. Szegedy et al., "Going deeper with convolutions", 2015.
     """
 
     tries = 10
 
-    def __init__(self, size: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
-        self.size, self.scale, self.ratio = size, scale, ratio
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         top, left, height, width = self.draw(len(x), x.shape[-2], x.shape[-1], generator, x.device)
@@ -185,17 +231,23 @@ class RandomResizedCrop:
         """Draw (top, left, height, width), int64 `[m]` each, for images of `rows` x `columns`."""
         draws = uniform((2, m, self.tries), generator, device)
         area = rows * columns * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0])
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        low = math.log(self.ratio[0])
+        high = math.log(self.ratio[1])
         aspect = torch.exp(low + (high - low) * draws[1])
-        width, height = torch.round(torch.sqrt(area * aspect)).long(), torch.round(torch.sqrt(area / aspect)).long()
+        width = torch.round(torch.sqrt(area * aspect)).long()
+        height = torch.round(torch.sqrt(area / aspect)).long()
         fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)  # [m, tries]
         first = fits.int().argmax(1, keepdim=True)
         centre_height, centre_width = self._centre(rows, columns)
         found = fits.any(1)
         height = torch.where(found, height.gather(1, first)[:, 0], centre_height)
         width = torch.where(found, width.gather(1, first)[:, 0], centre_width)
-        top = torch.where(found, integers(rows - height + 1, m, generator, device), (rows - height) // 2)
-        left = torch.where(found, integers(columns - width + 1, m, generator, device), (columns - width) // 2)
+        top = torch.where(
+            found, integers(rows - height + 1, m, generator, device), (rows - height) // 2
+        )
+        left = torch.where(
+            found, integers(columns - width + 1, m, generator, device), (columns - width) // 2
+        )
         return top, left, height, width
 
     def _centre(self, rows: int, columns: int) -> tuple[int, int]:
@@ -208,21 +260,30 @@ class RandomResizedCrop:
         return rows, columns
 
     def __repr__(self) -> str:
-        return f"RandomResizedCrop({self.size}, scale={self.scale}, ratio=({self.ratio[0]:.4g}, {self.ratio[1]:.4g}))"
+        return (
+            f"RandomResizedCrop({self.size}, scale={self.scale}, ratio=({self.ratio[0]:.4g},"
+            f" {self.ratio[1]:.4g}))"
+        )
 
 
-def crop_resize(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
-    """Resize one rectangle (given by int64 `[m]`) of each float image: `[m, C, H, W]` -> `[m, C, size, size]`."""
+def crop_resize(
+    x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int
+) -> Tensor:
+    """Resize one rectangle (given by int64 `[m]`) of each float image: `[m, C, H, W]` -> `[m, C,
+    size, size]`.
+    """
     rows = resize_weights(top, height, x.shape[-2], size)[:, None]  # [m, 1, size, H]
     columns = resize_weights(left, width, x.shape[-1], size)[:, None]  # [m, 1, size, W]
     return rows @ x @ columns.transpose(-1, -2)
 
 
 def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
-    """Return the triangle-filter weights `[m, size, pixels]` that resize pixels `[start, start + length)` to `size` samples.
+    """Return the triangle-filter weights `[m, size, pixels]` that resize pixels `[start, start +
+    length)` to `size` samples.
 
-    Sample o looks at `start + (o + 1/2) length / size`; the triangle's half width is one source pixel, or one output
-    pixel when the rectangle shrinks (antialias). Pixels outside the rectangle weigh nothing; each row sums to one.
+    Sample o looks at `start + (o + 1/2) length / size`; the triangle's half width is one source
+    pixel, or one output pixel when the rectangle shrinks (antialias). Pixels outside the rectangle
+    weigh nothing; each row sums to one.
     """
     step = (length / size)[:, None, None]
     sample = torch.arange(size, device=start.device)[:, None] + 0.5

@@ -1,4 +1,6 @@
-"""`diagnostics=cka`: how alike models are, layer by layer, on one fixed set of images (the paper's Figures 1, 2 and 10)."""
+"""`diagnostics=cka`: how alike models are, layer by layer, on one fixed set of images (the paper's
+Figures 1, 2 and 10).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from inco.types import ServerStep
 
 
 class Seen(NamedTuple):
-    """One model: its place in the order, its client and level, and its Gram matrices by tap, float64 [batches, m, m]."""
+    """One model: its place in the order, its client and level, and its Gram matrices by tap,
+    float64 [batches, m, m].
+    """
 
     position: int
     client: int
@@ -28,22 +32,35 @@ class Seen(NamedTuple):
 class CKA(NoDiagnostics):
     """Linear CKA of every pair of models at every tap.
 
-    `models`: "clients", the cohort's models as trained, or "capacities", the server's after the round; `every`: rounds between two
-    measurements, the first beside; `images`: of the test set, the same in all rounds; `batch`: how many of them share a Gram matrix;
-    `estimator`: of HSIC; `most`: clients looked at, the first of the cohort. The cost is a forward pass of `images` images a model.
+    `models`: "clients", the cohort's models as trained, or "capacities", the server's after the
+    round; `every`: rounds between two measurements, the first beside; `images`: of the test set,
+    the same in all rounds; `batch`: how many of them share a Gram matrix; `estimator`: of HSIC;
+    `most`: clients looked at, the first of the cohort. The cost is a forward pass of `images`
+    images a model.
     """
 
     def __init__(
-        self, every: int, images: int, batch: int, models: str = "clients", estimator: Estimator = "unbiased", most: int = 10
+        self,
+        every: int,
+        images: int,
+        batch: int,
+        models: str = "clients",
+        estimator: Estimator = "unbiased",
+        most: int = 10,
     ) -> None:
         least = 4 if estimator == "unbiased" else 2
         if batch < least or images % batch:
             raise ConfigError(
-                f"diagnostics.batch={batch} with diagnostics.images={images}: batches of equal size, and of {least} images or more "
-                f"for the {estimator} estimator; use diagnostics.batch={max(images, least)}"
+                f"diagnostics.batch={batch} with diagnostics.images={images}: batches of equal"
+                f" size, and of {least} images or more for the {estimator} estimator; use"
+                f" diagnostics.batch={max(images, least)}"
             )
-        self.every, self.probe, self.batch = every, images, batch
-        self.models, self.estimator, self.most = models, estimator, most
+        self.every = every
+        self.probe = images
+        self.batch = batch
+        self.models = models
+        self.estimator = estimator
+        self.most = most
         self._images = torch.empty(0)
         self._taps: Sequence[Mapping[str, str]] = ()
         self._names: Sequence[str] = ()
@@ -52,16 +69,26 @@ class CKA(NoDiagnostics):
         self.arrays = {}
 
     def bind(self, subject: Subject) -> None:
-        self._images, self._taps, self._names = subject.images, subject.taps, subject.names
+        self._images = subject.images
+        self._taps = subject.taps
+        self._names = subject.names
         if len(subject.images) < self.probe:
-            raise ConfigError(f"diagnostics.images={self.probe}: the test set has {len(subject.images)}; use as many or fewer")
+            raise ConfigError(
+                f"diagnostics.images={self.probe}: the test set has {len(subject.images)}; use as"
+                " many or fewer"
+            )
         if not any(subject.taps):
-            raise ConfigError("diagnostics=cka: this model names no taps, so there is nothing to compare; use diagnostics=none")
+            raise ConfigError(
+                "diagnostics=cka: this model names no taps, so there is nothing to compare; use"
+                " diagnostics=none"
+            )
 
     def watch(self, round: int) -> frozenset[str]:
         return frozenset({self.models} if round == 1 or round % self.every == 0 else ())
 
-    def observe(self, position: int, client: int, level: int, model: nn.Module, deltas: Deltas) -> None:
+    def observe(
+        self, position: int, client: int, level: int, model: nn.Module, deltas: Deltas
+    ) -> None:
         if position < self.most and (client < 0) == (self.models == "capacities"):
             began = time.perf_counter()
             self._seen.append(Seen(position, client, level, self._grams(model, self._taps[level])))
@@ -71,7 +98,9 @@ class CKA(NoDiagnostics):
     def _grams(self, model: nn.Module, taps: Mapping[str, str]) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {tap: [] for tap in taps}
         hooks = [
-            model.get_submodule(module).register_forward_hook(lambda _m, _x, out, tap=tap: found[tap].append(gram(out).cpu()))
+            model.get_submodule(module).register_forward_hook(
+                lambda _m, _x, out, tap=tap: found[tap].append(gram(out).cpu())
+            )
             for tap, module in taps.items()
         ]
         model.eval()
@@ -83,12 +112,16 @@ class CKA(NoDiagnostics):
                 hook.remove()
         return {tap: torch.stack(grams) for tap, grams in found.items()}
 
-    def on_round(self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
+    def on_round(
+        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
+    ) -> dict[str, float]:
         self.arrays = {}
         if not self.watch(round):
             return {}
         began = time.perf_counter()
-        seen = sorted((one for part in gather(self._seen) for one in part), key=lambda one: one.position)
+        seen = sorted(
+            (one for part in gather(self._seen) for one in part), key=lambda one: one.position
+        )
         self._seen = []
         arrays = {
             "client": np.array([one.client for one in seen]),
@@ -106,8 +139,12 @@ class CKA(NoDiagnostics):
         return metrics | {"time/cka_s": spent}
 
     def _matrix(self, tap: str, seen: Sequence[Seen]) -> np.ndarray:
-        """Return the similarity of every pair at one tap, [models, models]; NaN for models without it."""
+        """Return the similarity of every pair at one tap, [models, models]; NaN for models without
+        it.
+        """
         have = [k for k, one in enumerate(seen) if tap in one.grams]
         matrix = np.full((len(seen), len(seen)), np.nan)
-        matrix[np.ix_(have, have)] = cka(torch.stack([seen[k].grams[tap] for k in have]), self.estimator).numpy()
+        matrix[np.ix_(have, have)] = cka(
+            torch.stack([seen[k].grams[tap] for k in have]), self.estimator
+        ).numpy()
         return matrix

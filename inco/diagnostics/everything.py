@@ -29,8 +29,12 @@ class Everything(NoDiagnostics):
         pairs: str = "official",
         values: int = 16384,
     ) -> None:
-        self.parts = (CKA(every, images, batch, models, estimator, most), Gradients(every, layers, pairs, values))
-        self.probe, self.arrays = images, {}
+        self.parts = (
+            CKA(every, images, batch, models, estimator, most),
+            Gradients(every, layers, pairs, values),
+        )
+        self.probe = images
+        self.arrays = {}
 
     def bind(self, subject: Subject) -> None:
         for part in self.parts:
@@ -39,11 +43,15 @@ class Everything(NoDiagnostics):
     def watch(self, round: int) -> frozenset[str]:
         return frozenset().union(*(part.watch(round) for part in self.parts))
 
-    def observe(self, position: int, client: int, level: int, model: nn.Module, deltas: Deltas) -> None:
+    def observe(
+        self, position: int, client: int, level: int, model: nn.Module, deltas: Deltas
+    ) -> None:
         for part in self.parts:
             part.observe(position, client, level, model, deltas)
 
-    def on_round(self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
+    def on_round(
+        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
+    ) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for part in self.parts:
             metrics |= part.on_round(round, step, gather)

@@ -1,4 +1,6 @@
-"""`python -m inco.doctor`: what this machine is, and whether InCo computes rightly on it; in under a minute."""
+"""`python -m inco.doctor`: what this machine is, and whether InCo computes rightly on it; in under
+a minute.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,20 @@ _MARK = {True: "ok", False: "WRONG", None: ""}
 
 def lines() -> Iterator[Line]:
     """Yield the lines of all checks as they are found."""
-    for check in (checks.versions, checks.hardware, checks.products, checks.runs, checks.tracker, checks.data):
+    for check in (
+        checks.versions,
+        checks.hardware,
+        checks.products,
+        checks.runs,
+        checks.tracker,
+        checks.data,
+    ):
         try:
             yield from check()
         except subprocess.TimeoutExpired as late:
-            yield Line(check.__name__, f"no answer in {late.timeout:g} s; is the machine busy?", False)
+            yield Line(
+                check.__name__, f"no answer in {late.timeout:g} s; is the machine busy?", False
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in lines():
         print(f"{_MARK[line.fine]:<6}{line.what:<11}{line.said}", flush=True)
         wrong += line.fine is False
-    print("\nall right" if not wrong else f"\n{wrong} of these lines say what is wrong, and what to do")
+    print(
+        "\nall right"
+        if not wrong
+        else f"\n{wrong} of these lines say what is wrong, and what to do"
+    )
     return int(wrong > 0)
 
 

@@ -1,4 +1,6 @@
-"""What the doctor looks at: each check gives lines that say what was found, whether it is right, and else what to do."""
+"""What the doctor looks at: each check gives lines that say what was found, whether it is right,
+and else what to do.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from inco import machine
+from inco.engine.workers import available_cores
 from inco.errors import DataError
-from inco.workers import available_cores
 
 TESTED = ((3, 11), (3, 12), (3, 13))
-_PRODUCTS_S, _RUN_S = 60, 120  # a slow machine's time, several times over
+# a slow machine's time, several times over
+_PRODUCTS_S = 60
+_RUN_S = 120
 RUN = (
     "debug=tiny",
     "dataset=synthetic",
@@ -52,7 +56,11 @@ def versions() -> Iterator[Line]:
         tried = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
         yield Line("python", f"{sys.version.split()[0]} is allowed and untried; {tried} are tested")
     wrong = list(_too_old())
-    yield Line("libraries", "; ".join(wrong) or "none is older than the lower bounds of pyproject.toml", not wrong)
+    yield Line(
+        "libraries",
+        "; ".join(wrong) or "none is older than the lower bounds of pyproject.toml",
+        not wrong,
+    )
 
 
 def _too_old() -> Iterator[str]:
@@ -70,14 +78,27 @@ def _too_old() -> Iterator[str]:
 def hardware() -> Iterator[Line]:
     """Say processor, threads, memory and GPUs."""
     cores = available_cores()
-    yield Line("cpu", f"{machine.cpu_model()}, {machine.instruction_set()}, {cores} core{'s' * (cores != 1)} to use")
+    yield Line(
+        "cpu",
+        f"{machine.cpu_model()}, {machine.instruction_set()}, {cores} core{'s' * (cores != 1)}"
+        " to use",
+    )
     for name, value in machine.limits().items():
         yield Line("limit", f"{name}={value}: other bits than without it")
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield Line("threads", f"OMP_NUM_THREADS={threads or 'unset'}; a run takes one a worker whatever it is")
+    yield Line(
+        "threads", f"OMP_NUM_THREADS={threads or 'unset'}; a run takes one a worker whatever it is"
+    )
     yield Line("memory", _memory())
     gpu = machine.gpus()
-    yield Line("gpu", f"{', '.join(gpu['gpu'])}; CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}" if gpu else "none that torch sees")
+    yield Line(
+        "gpu",
+        (
+            f"{', '.join(gpu['gpu'])}; CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}"
+            if gpu
+            else "none that torch sees"
+        ),
+    )
 
 
 def _memory() -> str:
@@ -91,34 +112,67 @@ def _memory() -> str:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:
         return said
-    return said if limit == "max" else f"{said}; this container may use {int(limit) / 2**30:.1f} GiB"
+    return (
+        said if limit == "max" else f"{said}; this container may use {int(limit) / 2**30:.1f} GiB"
+    )
 
 
 def products() -> Iterator[Line]:
-    """Compare gradients with float64, in a process of its own: on some machines a library's fault ends it."""
+    """Compare gradients with float64, in a process of its own: on some machines a library's fault
+    ends it.
+    """
     from inco.doctor.products import FARTHEST
 
     command = [sys.executable, "-m", "inco.doctor.products"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=_PRODUCTS_S, env=_environment())
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=_PRODUCTS_S, env=_environment()
+    )
     if ended.returncode:
-        how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"exit code {ended.returncode}"
+        how = (
+            f"signal {-ended.returncode}"
+            if ended.returncode < 0
+            else f"exit code {ended.returncode}"
+        )
         said = (ended.stderr.strip().splitlines() or [""])[-1]
-        yield Line("gradients", f"their process died ({how}): {said}. Do not train here; report it with this page", False)
+        yield Line(
+            "gradients",
+            f"their process died ({how}): {said}. Do not train here; report it with this page",
+            False,
+        )
         return
     for precision, far in json.loads(ended.stdout).items():
         fine = far < FARTHEST[precision]
-        said = f"products of small models in {precision} are within {far:.0e} of float64, part of {FARTHEST[precision]:.0e} allowed"
-        yield Line("gradients", said if fine else f"{said}. Results here are wrong: report it with this page", fine)
+        said = (
+            f"products of small models in {precision} are within {far:.0e} of float64, part of"
+            f" {FARTHEST[precision]:.0e} allowed"
+        )
+        yield Line(
+            "gradients",
+            said if fine else f"{said}. Results here are wrong: report it with this page",
+            fine,
+        )
 
 
 def runs() -> Iterator[Line]:
-    """Compare runs that must have the same bits: two workers and one, and on a GPU captured passes and eager ones."""
+    """Compare runs that must have the same bits: two workers and one, and on a GPU captured passes
+    and eager ones.
+    """
     if not _run_py().exists():
         yield Line("ranks", "not looked at: no run.py beside the package")
         return
-    yield _same("ranks", "two workers and one", ("engine.workers=2", "engine.device=cpu"), ("engine.workers=1", "engine.device=cpu"))
+    yield _same(
+        "ranks",
+        "two workers and one",
+        ("engine.workers=2", "engine.device=cpu"),
+        ("engine.workers=1", "engine.device=cpu"),
+    )
     if machine.gpus():
-        yield _same("graphs", "captured passes and eager ones", ("engine.mode=graph",), ("engine.mode=eager",))
+        yield _same(
+            "graphs",
+            "captured passes and eager ones",
+            ("engine.mode=graph",),
+            ("engine.mode=eager",),
+        )
     else:
         yield Line("graphs", "not looked at: no GPU")
 
@@ -128,14 +182,40 @@ def _same(what: str, which: str, *pair: tuple[str, ...]) -> Line:
         digests = []
         for number, overrides in enumerate(pair):
             place = Path(folder) / str(number)
-            command = [sys.executable, str(_run_py()), *RUN, *overrides, "tracker=none", f"hydra.run.dir={place}"]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=_RUN_S, env=_environment(), cwd=folder)
+            command = [
+                sys.executable,
+                str(_run_py()),
+                *RUN,
+                *overrides,
+                "tracker=none",
+                f"hydra.run.dir={place}",
+            ]
+            ended = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_RUN_S,
+                env=_environment(),
+                cwd=folder,
+            )
             if ended.returncode:
                 said = (ended.stderr.strip().splitlines() or [""])[-1]
-                return Line(what, f"{' '.join(overrides)} failed with exit code {ended.returncode}: {said}", False)
+                return Line(
+                    what,
+                    f"{' '.join(overrides)} failed with exit code {ended.returncode}: {said}",
+                    False,
+                )
             digests.append(json.loads((place / "summary.json").read_text())["weights_sha256"])
     same = digests[0] == digests[1]
-    return Line(what, f"{which} leave the same bits" if same else f"{which} leave other bits: report it with this page", same)
+    return Line(
+        what,
+        (
+            f"{which} leave the same bits"
+            if same
+            else f"{which} leave other bits: report it with this page"
+        ),
+        same,
+    )
 
 
 def tracker() -> Iterator[Line]:
@@ -157,7 +237,11 @@ def data() -> Iterator[Line]:
             found.append(name)
         except DataError:
             absent.append(name)
-    yield Line("data", f"here: {', '.join(found)}, synthetic" + (f"; not in ./data: {', '.join(absent)}" if absent else ""))
+    yield Line(
+        "data",
+        f"here: {', '.join(found)}, synthetic"
+        + (f"; not in ./data: {', '.join(absent)}" if absent else ""),
+    )
     if absent:
         yield Line("", "to fetch one: python -m inco.data fetch NAME")
 

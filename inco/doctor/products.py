@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inco.captured import plain_pass
+from inco.fast.cuda_graphs import plain_pass
 from inco.flat import BoundModel, layouts_of
 from inco.models.cnn import CNNFamily
 from inco.models.resnet import ResNetFamily
@@ -27,14 +27,20 @@ ATTENTION = "_scaled_dot_product_"
 
 
 class Beside(TorchDispatchMode):
-    """Computes every product a second time in float64, without oneDNN, and keeps the largest distance."""
+    """Computes every product a second time in float64, without oneDNN, and keeps the largest
+    distance.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.farthest = 0.0
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
@@ -42,8 +48,15 @@ class Beside(TorchDispatchMode):
             with torch.backends.mkldnn.flags(enabled=False):
                 exact = func(*_each(args, Tensor.double), **(kwargs or {}))
                 # what the terms amount to: BatchNorm makes sums of which next to nothing is left
-                terms = func(*_each(args, lambda t: t.double().abs()), **(kwargs or {})) if name in LINEAR else exact
-            self.farthest = max(self.farthest, *(_far(*each) for each in zip(*map(_results, (out, exact, terms)), strict=True)))
+                terms = (
+                    func(*_each(args, lambda t: t.double().abs()), **(kwargs or {}))
+                    if name in LINEAR
+                    else exact
+                )
+            self.farthest = max(
+                self.farthest,
+                *(_far(*each) for each in zip(*map(_results, (out, exact, terms)), strict=True)),
+            )
         return out
 
 
@@ -52,35 +65,58 @@ def _each(args: Sequence[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
 
 
 def _results(out: Any) -> list[Tensor]:
-    return [o for o in (out if isinstance(out, tuple) else (out,)) if isinstance(o, Tensor) and o.is_floating_point()]
+    return [
+        o
+        for o in (out if isinstance(out, tuple) else (out,))
+        if isinstance(o, Tensor) and o.is_floating_point()
+    ]
 
 
 def _far(result: Tensor, exact: Tensor, terms: Tensor) -> float:
-    """Return how far a result is from the exact one, as a part of the length of `terms`; infinity where it is no number."""
+    """Return how far a result is from the exact one, as a part of the length of `terms`; infinity
+    where it is no number.
+    """
     gap = float(torch.linalg.vector_norm(result.double() - exact))
     return inf if isnan(gap) else gap / max(float(torch.linalg.vector_norm(terms)), 1e-30)
 
 
 def step_distance(
-    bound: BoundModel, x: Tensor, y: Tensor, precision: str, objective: Objective = cross_entropy, classes: Tensor | None = None
+    bound: BoundModel,
+    x: Tensor,
+    y: Tensor,
+    precision: str,
+    objective: Objective = cross_entropy,
+    classes: Tensor | None = None,
 ) -> float:
-    """Return how far the products of a training step on a batch, forward and backward, are from float64.
+    """Return how far the products of a training step on a batch, forward and backward, are from
+    float64.
 
-    The gradient of the whole model would say less: rounding switches ReLUs over, whoever computes it.
+    The gradient of the whole model would say less: rounding switches ReLUs over, whoever computes
+    it.
     """
     task = ClientTask(0, 1, 0, torch.arange(len(y)), classes)
-    plain_pass(bound.model, objective, x, y, task, precision)[1].backward()  # as in training: nothing between the operations
+    plain_pass(bound.model, objective, x, y, task, precision)[
+        1
+    ].backward()  # as in training: nothing between the operations
     with Beside() as beside:
         plain_pass(bound.model, objective, x, y, task, precision)[1].backward()
     return beside.farthest
 
 
 def _models() -> Iterator[tuple[tuple[int, int, int], nn.Module]]:
-    """Yield a few models and the shape of their images: narrow and wide, small maps and large ones."""
+    """Yield a few models and the shape of their images: narrow and wide, small maps and large
+    ones.
+    """
     for widths in ([2, 4, 4, 8], [12, 16, 20, 24], [16, 32, 64, 128]):
         for shape in ((1, 8, 8), (3, 64, 64)):
-            yield shape, ResNetFamily([1, 1, 1, 1], widths, "small", shape=shape, num_classes=5).build()
-    yield (3, 32, 32), ResNetFamily([1, 1, 1, 1], [64, 128, 256, 512], shape=(3, 32, 32), num_classes=5).build()
+            yield (
+                shape,
+                ResNetFamily([1, 1, 1, 1], widths, "small", shape=shape, num_classes=5).build(),
+            )
+    yield (
+        (3, 32, 32),
+        ResNetFamily([1, 1, 1, 1], [64, 128, 256, 512], shape=(3, 32, 32), num_classes=5).build(),
+    )
     yield (1, 28, 28), CNNFamily([16, 32], 64, shape=(1, 28, 28), num_classes=5).build()
     yield (3, 32, 32), ViTFamily(2, 64, 4, 8, 32, shape=(3, 32, 32), num_classes=5).build()
 
@@ -99,6 +135,7 @@ def look() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", message="TF32 acceleration")  # torch says so of any use of its switch for oneDNN
+    # torch says so of any use of its switch for oneDNN
+    warnings.filterwarnings("ignore", message="TF32 acceleration")
     torch.set_num_threads(1)
     json.dump(look(), sys.stdout)

@@ -1,1 +1,3 @@
-"""Models: each family builds the global model and its smaller relatives, and states axes, taps and cross-layer pairs."""
+"""Models: each family builds the global model and its smaller relatives, and states axes, taps and
+cross-layer pairs.
+"""

@@ -20,8 +20,9 @@ from inco.types import Pair
 class Group(NamedTuple):
     """Channels that a narrower relative can have fewer of.
 
-    `size`: channels of the global model; `unit`: channels that stay together (an attention head); `of`: this group is `size` / size of that
-    one many copies of another, one after the other (queries, keys and values of the same heads), and follows it.
+    `size`: channels of the global model; `unit`: channels that stay together (an attention head);
+    `of`: this group is `size` / size of that one many copies of another, one after the other
+    (queries, keys and values of the same heads), and follows it.
     """
 
     size: int
@@ -33,10 +34,11 @@ class Group(NamedTuple):
 class Form:
     """What a relative can be beside less deep.
 
-    `sizes`: channels of the groups that it has fewer of; `scale`: activations of narrowed layers are divided by it, HeteroFL's and
-    ScaleFL's Scaler; `batch_stats`: BatchNorm takes the batch at hand, in evaluation too, and keeps no buffers;
-    `exits`: number of blocks, over all groups, after which the global model has an early head. A relative has the heads within
-    its blocks, and where it ends at one, that head is its classifier.
+    `sizes`: channels of the groups that it has fewer of; `scale`: activations of narrowed layers
+    are divided by it, HeteroFL's and ScaleFL's Scaler; `batch_stats`: BatchNorm takes the batch at
+    hand, in evaluation too, and keeps no buffers; `exits`: number of blocks, over all groups, after
+    which the global model has an early head. A relative has the heads within its blocks, and where
+    it ends at one, that head is its classifier.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -51,8 +53,8 @@ PLAIN = Form()
 class Scaler(nn.Module):
     """Divide by `rate` (Diao et al., ICLR 2021, Section 3; Ilhan et al., CVPR 2023). No parameters.
 
-    HeteroFL's code does so in training alone, as it scores the whole model alone, whose rate is 1. Narrow models are scored here as well,
-    and as they were trained.
+    HeteroFL's code does so in training alone, as it scores the whole model alone, whose rate is 1.
+    Narrow models are scored here as well, and as they were trained.
     """
 
     def __init__(self, rate: float) -> None:
@@ -69,17 +71,20 @@ def scaler(form: Form) -> nn.Module:
 
 
 def heads_within(form: Form, blocks: int, most: int) -> tuple[list[int], bool]:
-    """Return after which blocks a relative of `blocks` blocks (of `most`) has heads, and whether the last of them is its classifier."""
+    """Return after which blocks a relative of `blocks` blocks (of `most`) has heads, and whether
+    the last of them is its classifier.
+    """
     within = [e for e in form.exits if e <= blocks]
     return within, bool(within) and within[-1] == blocks and blocks < most
 
 
 class Family(Protocol):
-    """A global model and its relatives of other depths, and of other widths where it names channel groups.
+    """A global model and its relatives of other depths, and of other widths where it names channel
+    groups.
 
-    `recipe`: which published image preparation it takes ("resnet" or "vit"). `blocks`: number of blocks in each group of
-    the global model, e.g. {"layer1": 3, ...}; `after`: modules that come after all blocks. `min_batch`: the smallest training batch
-    that it bears.
+    `recipe`: which published image preparation it takes ("resnet" or "vit"). `blocks`: number of
+    blocks in each group of the global model, e.g. {"layer1": 3, ...}; `after`: modules that come
+    after all blocks. `min_batch`: the smallest training batch that it bears.
     """
 
     name: str
@@ -90,11 +95,15 @@ class Family(Protocol):
     min_batch: int
 
     def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
-        """Build the global model, or the relative that keeps the first `keep[i]` blocks of group i."""
+        """Build the global model, or the relative that keeps the first `keep[i]` blocks of
+        group i.
+        """
         ...
 
     def groups(self, form: Form = PLAIN) -> dict[str, Group]:
-        """Return the channel groups that relatives can have fewer of, by the names that `axes` uses; none by default."""
+        """Return the channel groups that relatives can have fewer of, by the names that `axes`
+        uses; none by default.
+        """
         return {}
 
     def level_name(self, keep: Sequence[int]) -> str:
@@ -118,22 +127,30 @@ class Family(Protocol):
         ...
 
     def load_pretrained(self, model: nn.Module) -> None:
-        """Overwrite a fresh global model's tensors by pretrained ones, where the settings ask for them."""
+        """Overwrite a fresh global model's tensors by pretrained ones, where the settings ask for
+        them.
+        """
         ...
 
 
-def check_keep(name: str, blocks: Mapping[str, int], keep: Sequence[int] | None, least: int = 1) -> list[int]:
+def check_keep(
+    name: str, blocks: Mapping[str, int], keep: Sequence[int] | None, least: int = 1
+) -> list[int]:
     """Return how many blocks of each group to build, `least` at least; all where `keep` is None."""
     most = list(blocks.values())
     if keep is None:
         return most
     if len(keep) != len(most):
         raise ConfigError(
-            f"split.levels has an entry {list(keep)} for model={name}: give one number of blocks for each of its "
-            f"{len(most)} groups ({', '.join(blocks)})" + ("; use split=layer" if len(most) == 1 else "; use split=stage")
+            f"split.levels has an entry {list(keep)} for model={name}: give one number of blocks"
+            f" for each of its {len(most)} groups ({', '.join(blocks)})"
+            + ("; use split=layer" if len(most) == 1 else "; use split=stage")
         )
     if any(not least <= k <= m for k, m in zip(keep, most, strict=True)):
-        raise ConfigError(f"split.levels has an entry {list(keep)} for model={name}: each group keeps {least} to {most} blocks")
+        raise ConfigError(
+            f"split.levels has an entry {list(keep)} for model={name}: each group keeps {least} to"
+            f" {most} blocks"
+        )
     return list(keep)
 
 
@@ -141,16 +158,21 @@ PROJECTED = 256  # features behind a projection head
 
 
 def projection(size: int, head: str, hidden: int) -> tuple[nn.Module, int]:
-    """Return what stands between a model's features and its classifier, and the size of what the classifier sees.
+    """Return what stands between a model's features and its classifier, and the size of what the
+    classifier sees.
 
-    "none": nothing; "mlp": MOON's projection head, Linear(size, hidden), ReLU, Linear(hidden, 256) (Li et al., CVPR 2021, where hidden is
-    the size of the features; narrower relatives keep that of the whole model).
+    "none": nothing; "mlp": MOON's projection head, Linear(size, hidden), ReLU, Linear(hidden, 256)
+    (Li et al., CVPR 2021, where hidden is the size of the features; narrower relatives keep that of
+    the whole model).
     """
     if head not in ("none", "mlp"):
         raise ConfigError(f"model.projection_head={head}: must be none or mlp")
     if head == "none":
         return nn.Identity(), size
-    return nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, PROJECTED)), PROJECTED
+    return (
+        nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, PROJECTED)),
+        PROJECTED,
+    )
 
 
 def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:
@@ -158,10 +180,13 @@ def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:
     out: dict[str, Axes] = {}
     seen = features
     if head == "mlp":
-        out["projection.0.weight"], out["projection.0.bias"] = ("projection.0", features), ("projection.0",)
-        out["projection.2.weight"], out["projection.2.bias"] = ("projection", "projection.0"), ("projection",)
+        out["projection.0.weight"] = ("projection.0", features)
+        out["projection.0.bias"] = ("projection.0",)
+        out["projection.2.weight"] = ("projection", "projection.0")
+        out["projection.2.bias"] = ("projection",)
         seen = "projection"
-    out[f"{classifier}.weight"], out[f"{classifier}.bias"] = ("classes", seen), ("classes",)
+    out[f"{classifier}.weight"] = ("classes", seen)
+    out[f"{classifier}.bias"] = ("classes",)
     return out
 
 
@@ -170,7 +195,9 @@ def relative(family: Family, keep: Sequence[int] | None = None, form: Form = PLA
     return family.build(keep) if form == PLAIN else family.build(keep, form)
 
 
-def fresh(family: Family, seed: int, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+def fresh(
+    family: Family, seed: int, keep: Sequence[int] | None = None, form: Form = PLAIN
+) -> nn.Module:
     """Build a model whose initial weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "init"))
@@ -178,24 +205,41 @@ def fresh(family: Family, seed: int, keep: Sequence[int] | None = None, form: Fo
 
 
 def copy_matching(model: nn.Module, tensors: Mapping[str, Tensor], source: str, head: str) -> None:
-    """Copy pretrained tensors into `model`. The classifier (`head`) stays fresh where its shape differs, and so does a projection head
-    that `tensors` lack; all else must fit.
+    """Copy pretrained tensors into `model`. The classifier (`head`) stays fresh where its shape
+    differs, and so does a projection head that `tensors` lack; all else must fit.
     """
     state = model.state_dict()
-    wrong = [n for n, t in state.items() if not n.startswith((head, "projection.")) and (n not in tensors or tensors[n].shape != t.shape)]
+    wrong = [
+        n
+        for n, t in state.items()
+        if not n.startswith((head, "projection."))
+        and (n not in tensors or tensors[n].shape != t.shape)
+    ]
     if wrong:
         raise DataError(
-            f"model.pretrained={source}: {len(wrong)} of {len(state)} tensors are missing or of another shape "
-            f"(first: {wrong[0]} of shape {tuple(state[wrong[0]].shape)}); give weights of the same model, or model.pretrained=false"
+            f"model.pretrained={source}: {len(wrong)} of {len(state)} tensors are missing or of"
+            f" another shape (first: {wrong[0]} of shape {tuple(state[wrong[0]].shape)}); give"
+            " weights of the same model, or model.pretrained=false"
         )
-    model.load_state_dict({n: tensors[n] if n in tensors and tensors[n].shape == t.shape else t for n, t in state.items()})
+    model.load_state_dict(
+        {
+            n: tensors[n] if n in tensors and tensors[n].shape == t.shape else t
+            for n, t in state.items()
+        }
+    )
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors file or a torch file of plain tensors. No pickle is run."""
+    """Read a state dict from a .safetensors file or a torch file of plain tensors.
+
+    No pickle is run.
+    """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"model.pretrained={path}: no such file; give a .safetensors or .pt file of named tensors, or false")
+        raise DataError(
+            f"model.pretrained={path}: no such file; give a .safetensors or .pt file of named"
+            " tensors, or false"
+        )
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -207,5 +251,12 @@ def read_weights(path: str) -> dict[str, Tensor]:
             raise ValueError("it does not hold named tensors")
         return state
     except Exception as error:
-        why = "it holds more than plain tensors, or is no torch file" if isinstance(error, pickle.UnpicklingError) else str(error)
-        raise DataError(f"model.pretrained={path}: cannot read it ({why}); give a .safetensors or .pt file of named tensors") from error
+        why = (
+            "it holds more than plain tensors, or is no torch file"
+            if isinstance(error, pickle.UnpicklingError)
+            else str(error)
+        )
+        raise DataError(
+            f"model.pretrained={path}: cannot read it ({why}); give a .safetensors or .pt file of"
+            " named tensors"
+        ) from error

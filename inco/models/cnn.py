@@ -1,6 +1,8 @@
-"""A plain convolutional network without BatchNorm: convolutions and pooling, one hidden layer, a classifier.
+"""A plain convolutional network without BatchNorm: convolutions and pooling, one hidden layer, a
+classifier.
 
-In shape the network of the first federated experiments (McMahan et al., AISTATS 2017); that of `model=cnn` has 201,538 parameters.
+In shape the network of the first federated experiments (McMahan et al., AISTATS 2017); that of
+`model=cnn` has 201,538 parameters.
 """
 
 from __future__ import annotations
@@ -11,43 +13,59 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from inco.errors import ConfigError
+from inco.fast.pooling import MaxPool2x2
 from inco.flat import Axes
 from inco.models.base import PLAIN, Form, Group, head_axes, scaler
-from inco.models.pooling import MaxPool2x2
 from inco.types import Output, Pair
 
 
 class CNN(nn.Module):
-    """[m, channels, S, S] -> Output. `sizes`: channels of each convolution, and features of the hidden layer; `positions`: of the last map.
+    """[m, channels, S, S] -> Output. `sizes`: channels of each convolution, and features of the
+    hidden layer; `positions`: of the last map.
 
-    The map is read position by position, all channels of one after the other: so the hidden layer's inputs are copies of the last
-    convolution's channels (see `Group.of`), and a map that lies channels-last in memory is read without a copy.
+    The map is read position by position, all channels of one after the other: so the hidden layer's
+    inputs are copies of the last convolution's channels (see `Group.of`), and a map that lies
+    channels-last in memory is read without a copy.
     """
 
     def __init__(
-        self, channels: int, sizes: Sequence[int], kernel: int, padding: int, positions: int, num_classes: int, form: Form = PLAIN
+        self,
+        channels: int,
+        sizes: Sequence[int],
+        kernel: int,
+        padding: int,
+        positions: int,
+        num_classes: int,
+        form: Form = PLAIN,
     ) -> None:
         super().__init__()
         *maps, hidden = sizes
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel, padding=padding) for a, b in pairwise([channels, *maps]))
-        self.pool, self.relu, self.scaler = MaxPool2x2(), nn.ReLU(inplace=True), scaler(form)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel, padding=padding) for a, b in pairwise([channels, *maps])
+        )
+        self.pool = MaxPool2x2()
+        self.relu = nn.ReLU(inplace=True)
+        self.scaler = scaler(form)
         self.hidden = nn.Linear(positions * maps[-1], hidden)
         self.fc = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Output:
         for conv in self.convs:
-            x = self.relu(self.pool(self.scaler(conv(x))))  # the same as the other way round, on a quarter of the pixels
+            # the same as the other way round, on a quarter of the pixels
+            x = self.relu(self.pool(self.scaler(conv(x))))
         features = self.relu(self.scaler(self.hidden(x.permute(0, 2, 3, 1).flatten(1))))
         return Output(self.fc(features), features)
 
 
 class CNNFamily:
-    """A plain CNN and its relatives of other widths; it has no blocks that a relative could leave out.
+    """A plain CNN and its relatives of other widths; it has no blocks that a relative could leave
+    out.
 
-    `conv_channels`: channels of each convolution, after each of which the map is halved; `kernel`: their side in pixels; `padding`: zeros
-    around each map (0: at 1x28x28 the maps are 24, 12, 8 and 4 wide, and the default sizes give 201,538 parameters); `hidden`: features
-    before the classifier; `image_size`: side in pixels that images are resized to (None: the dataset's usual one); `shape`: [C, S, S] of an
-    image; `num_classes`.
+    `conv_channels`: channels of each convolution, after each of which the map is halved; `kernel`:
+    their side in pixels; `padding`: zeros around each map (0: at 1x28x28 the maps are 24, 12, 8 and
+    4 wide, and the default sizes give 201,538 parameters); `hidden`: features before the
+    classifier; `image_size`: side in pixels that images are resized to (None: the dataset's usual
+    one); `shape`: [C, S, S] of an image; `num_classes`.
     """
 
     name = "cnn"
@@ -67,33 +85,51 @@ class CNNFamily:
         num_classes: int,
     ) -> None:
         self.blocks: Mapping[str, int] = {}
-        self.conv_channels, self.hidden, self.kernel, self.padding = list(conv_channels), hidden, kernel, padding
-        self.image_size, self.channels, self.num_classes = image_size, shape[0], num_classes
+        self.conv_channels = list(conv_channels)
+        self.hidden = hidden
+        self.kernel = kernel
+        self.padding = padding
+        self.image_size = image_size
+        self.channels = shape[0]
+        self.num_classes = num_classes
         side = shape[1]
         for _ in conv_channels:
             side = (side + 2 * padding - kernel + 1) // 2
             if side < 1:
                 raise ConfigError(
-                    f"model.kernel={kernel} and model.padding={padding} with images of {shape[1]}x{shape[1]}: nothing is left of the map "
-                    f"after {len(self.conv_channels)} convolutions; use a larger model.image_size or model.padding={kernel // 2}"
+                    f"model.kernel={kernel} and model.padding={padding} with images of"
+                    f" {shape[1]}x{shape[1]}: nothing is left of the map after"
+                    f" {len(self.conv_channels)} convolutions; use a larger model.image_size or"
+                    f" model.padding={kernel // 2}"
                 )
         self.positions = side**2
 
     def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
         self._whole(keep, form)
-        sizes = [form.sizes.get(name, group.size) for name, group in self.groups(form).items() if group.of is None]
-        return CNN(self.channels, sizes, self.kernel, self.padding, self.positions, self.num_classes, form)
+        sizes = [
+            form.sizes.get(name, group.size)
+            for name, group in self.groups(form).items()
+            if group.of is None
+        ]
+        return CNN(
+            self.channels, sizes, self.kernel, self.padding, self.positions, self.num_classes, form
+        )
 
     def _whole(self, keep: Sequence[int] | None, form: Form = PLAIN) -> None:
         if keep or form.exits:
             raise _no_blocks()
 
     def groups(self, form: Form = PLAIN) -> dict[str, Group]:
-        """`convs.I` are a convolution's channels, `hidden` the hidden layer's features, `map` its inputs: last channels, by position."""
+        """`convs.I` are a convolution's channels, `hidden` the hidden layer's features, `map` its
+        inputs: last channels, by position.
+        """
         self._whole(None, form)
         out = {f"convs.{i}": Group(size) for i, size in enumerate(self.conv_channels)}
         last = f"convs.{len(self.conv_channels) - 1}"
-        return out | {"hidden": Group(self.hidden), "map": Group(self.positions * self.conv_channels[-1], of=last)}
+        return out | {
+            "hidden": Group(self.hidden),
+            "map": Group(self.positions * self.conv_channels[-1], of=last),
+        }
 
     def level_name(self, keep: Sequence[int]) -> str:
         self._whole(keep)
@@ -109,13 +145,17 @@ class CNNFamily:
         takes = "image"
         for i in range(len(self.conv_channels)):
             produces = f"convs.{i}"
-            out[f"{produces}.weight"], out[f"{produces}.bias"] = (produces, takes, None, None), (produces,)
+            out[f"{produces}.weight"] = (produces, takes, None, None)
+            out[f"{produces}.bias"] = (produces,)
             takes = produces
-        out["hidden.weight"], out["hidden.bias"] = ("hidden", "map"), ("hidden",)
+        out["hidden.weight"] = ("hidden", "map")
+        out["hidden.bias"] = ("hidden",)
         return out | head_axes("fc", "hidden", "none")
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
-        """One tap a convolution and one for the hidden layer: their outputs, before ReLU and pooling."""
+        """One tap a convolution and one for the hidden layer: their outputs, before ReLU and
+        pooling.
+        """
         self._whole(keep)
         names = [*(f"convs.{i}" for i in range(len(self.conv_channels))), "hidden"]
         return {name: name for name in names}
@@ -129,4 +169,7 @@ class CNNFamily:
 
 
 def _no_blocks() -> ConfigError:
-    return ConfigError("model=cnn has no blocks that smaller clients could leave out; use split=none, width or rolling")
+    return ConfigError(
+        "model=cnn has no blocks that smaller clients could leave out; use split=none, width or"
+        " rolling"
+    )

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 
 class Conv1x1(nn.Conv2d):
-    """A 1x1 convolution of every `stride`-th pixel, without bias: [m, into, h, w] -> [m, out, h/stride, w/stride].
+    """A 1x1 convolution of every `stride`-th pixel, without bias: [m, into, h, w] -> [m, out,
+    h/stride, w/stride].
 
-    On a CPU the pixels are chosen first: the same products and sums. The weight gradient of oneDNN's own strided form writes past its
-    workspace where the input is channels-last and has fewer channels than a register holds, and may be wrong without a word
+    On a CPU the pixels are chosen first: the same products and sums. The weight gradient of
+    oneDNN's own strided form writes past its workspace where the input is channels-last and has
+    fewer channels than a register holds, and may be wrong without a word
     (uxlfoundation/oneDNN#6035; `inco.models.faults` finds it in other models).
     """
 
@@ -20,4 +22,5 @@ class Conv1x1(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
-        return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight)  # the mean over one pixel is that pixel
+        # the mean over one pixel is that pixel
+        return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight)

@@ -1,7 +1,8 @@
 """Vision transformers on timm's blocks, cut to their first L blocks.
 
-Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; Steiner et al., How to train your ViT?, TMLR 2022 (weights). The layer
-split is that of Chan et al., ICLR 2024, Appendix H.4. Parameter names are timm's.
+Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; Steiner et al., How to train your
+ViT?, TMLR 2022 (weights). The layer split is that of Chan et al., ICLR 2024, Appendix H.4.
+Parameter names are timm's.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from inco.types import Output, Pair
 
 
 class ExitHead(nn.Module):
-    """An early classifier: the norm of the class token, and a linear layer. [m, tokens, dim] -> Output."""
+    """An early classifier: the norm of the class token, and a linear layer. [m, tokens, dim] ->
+    Output.
+    """
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
-        self.norm, self.fc = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, num_classes)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.fc = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Output:
         features = self.norm(x[:, 0])
@@ -50,14 +54,23 @@ class ViT(VisionTransformer):
     `exits`: blocks after which early heads stand; `ends`: the last of them is the classifier.
     """
 
-    def __init__(self, projection_head: str, num_classes: int, exits: Sequence[int] = (), ends: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        projection_head: str,
+        num_classes: int,
+        exits: Sequence[int] = (),
+        ends: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(num_classes=num_classes, **settings)
-        if settings["img_size"] == settings["patch_size"]:  # one patch: any stride is the same, and oneDNN is wrong with its own
+        # one patch: any stride is the same, and oneDNN is wrong with its own
+        if settings["img_size"] == settings["patch_size"]:
             self.patch_embed.proj.stride = (1, 1)
         self.projection, seen = projection(self.embed_dim, projection_head, self.embed_dim)
         if projection_head != "none":
             self.head = nn.Linear(seen, num_classes)
-        self.ends, self._heads = ends, {after: j for j, after in enumerate(exits)}
+        self.ends = ends
+        self._heads = {after: j for j, after in enumerate(exits)}
         self.exits = nn.ModuleList(ExitHead(self.embed_dim, num_classes) for _ in exits)
         if ends:
             del self.norm, self.head, self.projection
@@ -77,7 +90,9 @@ class ViT(VisionTransformer):
         return self._head(x)._replace(exits=tuple(early))
 
     def steps(self) -> dict[str, Callable[[Tensor], Tensor | Output]]:
-        """The forward pass as named steps, of which relatives share the first; none with early heads."""
+        """The forward pass as named steps, of which relatives share the first; none with early
+        heads.
+        """
         blocks = {f"blocks.{b}": block for b, block in enumerate(self.blocks)}
         return {} if self._heads else {"embed": self._embed, **blocks, "head": self._head}
 
@@ -92,16 +107,19 @@ class ViT(VisionTransformer):
         """Give a block fewer heads and a narrower MLP."""
         attn = Attention(self.embed_dim, heads, attn_head_dim=head_dim, qkv_bias=True)
         mlp = Mlp(self.embed_dim, hidden)
-        attn.norm, mlp.norm = scaler(form), scaler(form)  # timm's places for a norm of what is narrowed
-        self.blocks[block].attn, self.blocks[block].mlp = attn, mlp
+        # timm's places for a norm of what is narrowed
+        attn.norm = scaler(form)
+        mlp.norm = scaler(form)
+        self.blocks[block].attn = attn
+        self.blocks[block].mlp = mlp
 
 
 class ViTFamily:
     """A global ViT and its relatives with fewer blocks.
 
-    `depth`: blocks of the global model; `dim`, `heads`, `patch`, `mlp_ratio` as in the paper; `image_size`: side in pixels that
-    images are resized to; `pretrained`: true (timm's weights called `timm_name`), a file, or false;
-    `projection_head`: none or mlp (MOON's).
+    `depth`: blocks of the global model; `dim`, `heads`, `patch`, `mlp_ratio` as in the paper;
+    `image_size`: side in pixels that images are resized to; `pretrained`: true (timm's weights
+    called `timm_name`), a file, or false; `projection_head`: none or mlp (MOON's).
     """
 
     recipe = "vit"
@@ -125,17 +143,31 @@ class ViTFamily:
     ) -> None:
         if image_size % patch:
             raise ConfigError(
-                f"model.image_size={image_size} with model.patch={patch}: a ViT cuts the image into whole patches; "
-                f"use model.image_size={max(image_size // patch, 1) * patch} or a patch that divides {image_size}"
+                f"model.image_size={image_size} with model.patch={patch}: a ViT cuts the image into"
+                f" whole patches; use model.image_size={max(image_size // patch, 1) * patch} or a"
+                f" patch that divides {image_size}"
             )
         if dim % heads:
-            raise ConfigError(f"model.dim={dim} with model.heads={heads}: each head takes dim/heads channels; use a divisor of dim")
+            raise ConfigError(
+                f"model.dim={dim} with model.heads={heads}: each head takes dim/heads channels; use"
+                " a divisor of dim"
+            )
         if pretrained is True and timm_name is None:
-            raise ConfigError("model.pretrained=true: no weights are published for this ViT; use false or a path to a file")
+            raise ConfigError(
+                "model.pretrained=true: no weights are published for this ViT; use false or a path"
+                " to a file"
+            )
         self.blocks = {"blocks": depth}
-        self.dim, self.heads, self.patch, self.image_size, self.mlp_ratio = dim, heads, patch, image_size, mlp_ratio
-        self.pretrained, self.timm_name = pretrained, timm_name
-        self.channels, self.num_classes, self.projection_head = shape[0], num_classes, projection_head
+        self.dim = dim
+        self.heads = heads
+        self.patch = patch
+        self.image_size = image_size
+        self.mlp_ratio = mlp_ratio
+        self.pretrained = pretrained
+        self.timm_name = timm_name
+        self.channels = shape[0]
+        self.num_classes = num_classes
+        self.projection_head = projection_head
         self.name = self.level_name([depth])
 
     def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
@@ -155,12 +187,22 @@ class ViTFamily:
             mlp_ratio=self.mlp_ratio,
         )
         for b in range(depth) if form.sizes else ():
-            size, unit = form.sizes.get(f"blocks.{b}.heads", self.dim), self.dim // self.heads
-            model.narrow(b, size // unit, unit, form.sizes.get(f"blocks.{b}.mlp", int(self.dim * self.mlp_ratio)), form)
+            size = form.sizes.get(f"blocks.{b}.heads", self.dim)
+            unit = self.dim // self.heads
+            model.narrow(
+                b,
+                size // unit,
+                unit,
+                form.sizes.get(f"blocks.{b}.mlp", int(self.dim * self.mlp_ratio)),
+                form,
+            )
         return model
 
     def groups(self, form: Form = PLAIN) -> dict[str, Group]:
-        """Each block's attention heads, which stay whole, and the inside of its MLP. The residual stream is never cut."""
+        """Each block's attention heads, which stay whole, and the inside of its MLP.
+
+        The residual stream is never cut.
+        """
         out = {}
         for b in range(self.blocks["blocks"]):
             heads = f"blocks.{b}.heads"
@@ -175,11 +217,16 @@ class ViTFamily:
     def depth_levels(self) -> list[list[int]]:
         """The first 8, 9, 10, 11 and 12 of 12 blocks (Appendix H.4)."""
         if self.blocks["blocks"] != 12:
-            raise ConfigError(f"split.levels=null: the paper gives sizes for 12 blocks, model.depth={self.blocks['blocks']}; list them")
+            raise ConfigError(
+                "split.levels=null: the paper gives sizes for 12 blocks,"
+                f" model.depth={self.blocks['blocks']}; list them"
+            )
         return [[depth] for depth in range(8, 13)]
 
     def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
-        """Name channel groups: `embed` is the residual stream; a block has `qkv` (3 x heads x head size), `heads` and `mlp`."""
+        """Name channel groups: `embed` is the residual stream; a block has `qkv` (3 x heads x head
+        size), `heads` and `mlp`.
+        """
         out: dict[str, Axes] = {
             "cls_token": (None, None, "embed"),
             "pos_embed": (None, None, "embed"),
@@ -210,18 +257,29 @@ class ViTFamily:
         return {f"blocks.{b}": f"blocks.{b}" for b in range(depth)}
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
-        """Official: norm2 from norm1 of the same block. Paper: every block's tensor from the first block's of the same name."""
+        """Official: norm2 from norm1 of the same block.
+
+        Paper: every block's tensor from the first block's of the same name.
+        """
         depth = self.blocks["blocks"]
         if style == "official":
-            return tuple(Pair(f"blocks.{b}.norm2.weight", f"blocks.{b}.norm1.weight") for b in range(depth))
+            return tuple(
+                Pair(f"blocks.{b}.norm2.weight", f"blocks.{b}.norm1.weight") for b in range(depth)
+            )
         names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-        return tuple(Pair(f"blocks.{b}.{n}.weight", f"blocks.0.{n}.weight") for b in range(1, depth) for n in names)
+        return tuple(
+            Pair(f"blocks.{b}.{n}.weight", f"blocks.0.{n}.weight")
+            for b in range(1, depth)
+            for n in names
+        )
 
     def load_pretrained(self, model: nn.Module) -> None:
         if self.pretrained is True:
             copy_matching(model, _published(str(self.timm_name)), "true", head="head.")
         elif self.pretrained:
-            copy_matching(model, read_weights(str(self.pretrained)), str(self.pretrained), head="head.")
+            copy_matching(
+                model, read_weights(str(self.pretrained)), str(self.pretrained), head="head."
+            )
 
 
 def _published(name: str) -> dict[str, Tensor]:
@@ -231,12 +289,15 @@ def _published(name: str) -> dict[str, Tensor]:
 
     was_offline = constants.HF_HUB_OFFLINE
     try:
-        constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)  # its own retries would take a minute
+        # its own retries would take a minute
+        constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # timm raises whatever its download library raises
         raise DataError(
-            f"model.pretrained=true: timm has no copy of {name} here and cannot fetch it from {constants.ENDPOINT}; fetch it where there "
-            "is a network and give model.pretrained=PATH to its .safetensors, or train from scratch with model.pretrained=false"
+            f"model.pretrained=true: timm has no copy of {name} here and cannot fetch it from"
+            f" {constants.ENDPOINT}; fetch it where there is a network and give"
+            " model.pretrained=PATH to its .safetensors, or train from scratch with"
+            " model.pretrained=false"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = was_offline
@@ -252,7 +313,8 @@ def _answers(endpoint: str) -> bool:
 
 
 def _linear(out: dict[str, Axes], name: str, produces: str, takes: str) -> None:
-    out[f"{name}.weight"], out[f"{name}.bias"] = (produces, takes), (produces,)
+    out[f"{name}.weight"] = (produces, takes)
+    out[f"{name}.bias"] = (produces,)
 
 
 def _norm(out: dict[str, Axes], name: str) -> None:

@@ -1,1 +1,3 @@
-"""`python -m inco.plan`: what a sweep will take, before it is started: runs, rounds, hours, memory and disk."""
+"""`python -m inco.plan`: what a sweep will take, before it is started: runs, rounds, hours, memory
+and disk.
+"""

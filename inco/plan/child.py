@@ -1,4 +1,6 @@
-"""The process that looks at kinds of runs: it alone imports torch, and is as fresh as a run's worker. Run as a module by `children`."""
+"""The process that looks at kinds of runs: it alone imports torch, and is as fresh as a run's
+worker. Run as a module by `children`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from inco.errors import InCoError
 
 
 def main(job: Mapping[str, Any], result: Path) -> None:
-    """Do a job (`survey` of many settings, or `measure` of one kind) and leave what it gives in a file, whole at any time."""
+    """Do a job (`survey` of many settings, or `measure` of one kind) and leave what it gives in a
+    file, whole at any time.
+    """
 
     def write(found: Mapping[str, Any]) -> None:
         temp = result.with_suffix(".new")
@@ -36,7 +40,7 @@ def main(job: Mapping[str, Any], result: Path) -> None:
 
 def _measure(job: Mapping[str, Any], write: Any) -> None:
     until = time.monotonic() + job["seconds"] - (time.time() - job["began"])
-    from inco.engine import Ranks
+    from inco.engine.ranks import Ranks
     from inco.plan.measure import Measuring
     from inco.plan.whole import whole_rounds
 

@@ -15,12 +15,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from inco.engine.workers import available_cores, how_many
 from inco.errors import InCoError
 from inco.plan import children
-from inco.plan.arithmetic import Line, Schedule, counts_from, disk_bytes, estimate, side_by_side, times_from
+from inco.plan.arithmetic import (
+    Line,
+    Schedule,
+    counts_from,
+    disk_bytes,
+    estimate,
+    side_by_side,
+    times_from,
+)
 from inco.plan.points import Job, Kind, kinds, plan_jobs
 from inco.plan.table import duration, plan_table, size, sizes_table
-from inco.workers import available_cores, how_many
 
 _LIMIT_S = 60.0
 _BUSY = 0.85  # of a core; below it, others were at work
@@ -35,8 +43,17 @@ def plan(args: argparse.Namespace, conf: Path) -> None:
     surveyed = [found[kind.layout] for kind in groups]
     lines = [_line(kind, sizes, args.jobs) for kind, sizes in zip(groups, surveyed, strict=True)]
     if not (args.no_measure or args.sizes):
-        _measure(groups, lines, args.measure == "full", args.limit or (None if args.measure == "full" else _LIMIT_S))
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200)
+        _measure(
+            groups,
+            lines,
+            args.measure == "full",
+            args.limit or (None if args.measure == "full" else _LIMIT_S),
+        )
+    console = Console(
+        highlight=False,
+        soft_wrap=not sys.stdout.isatty(),
+        width=None if sys.stdout.isatty() else 200,
+    )
     (sizes_table if args.sizes else plan_table)(lines, console)
     totals = _totals(jobs, lines, args.jobs)
     for text in _told(totals, lines, args):
@@ -52,7 +69,9 @@ def schedule_of(kind: Kind, workers: int = 1) -> Schedule:
     """Return when things happen in the runs of a kind."""
     settings = kind.settings
     every = settings["diagnostics"].get("every")
-    return Schedule(settings["rounds"], settings["eval_every"], settings["checkpoint_every"], every, workers)
+    return Schedule(
+        settings["rounds"], settings["eval_every"], settings["checkpoint_every"], every, workers
+    )
 
 
 def _line(kind: Kind, sizes: dict[str, Any], jobs: int) -> Line:
@@ -76,14 +95,24 @@ def _line(kind: Kind, sizes: dict[str, Any], jobs: int) -> Line:
     )
 
 
-def _measure(groups: Sequence[Kind], lines: Sequence[Line], whole: bool, limit: float | None) -> None:
+def _measure(
+    groups: Sequence[Kind], lines: Sequence[Line], whole: bool, limit: float | None
+) -> None:
     """Measure each unit once, and estimate all kinds that share it."""
     units: dict[str, list[int]] = {}
     for position, kind in enumerate(groups):
         units.setdefault(f"{position}" if whole else kind.unit, []).append(position)
-    to_do = [members for members in units.values() if any(job.left for i in members for job in groups[i].jobs)]
+    to_do = [
+        members
+        for members in units.values()
+        if any(job.left for i in members for job in groups[i].jobs)
+    ]
     for number, members in enumerate(to_do, start=1):
-        print(f"measuring {number}/{len(to_do)}: {lines[members[0]].label}", file=sys.stderr, flush=True)
+        print(
+            f"measuring {number}/{len(to_do)}: {lines[members[0]].label}",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             found = children.measure([groups[i].settings for i in members], limit, whole)
         except InCoError as error:
@@ -96,11 +125,16 @@ def _measure(groups: Sequence[Kind], lines: Sequence[Line], whole: bool, limit: 
 
 def _apply(kind: Kind, line: Line, found: dict[str, Any], own: dict[str, Any]) -> None:
     """Turn what was measured into a line's estimate."""
-    counts, times = counts_from(own["counts"]), times_from({**found, "transform": own["transform"]})
+    counts = counts_from(own["counts"])
+    times = times_from({**found, "transform": own["transform"]})
     schedule = schedule_of(kind, line.workers)
-    line.estimate, line.memory_bytes = estimate(counts, times, schedule), found.get("memory_bytes")
-    line.measured, line.share = found.get("measured", ""), found.get("share", 1.0)
-    sizes: dict[str, Any] = {key: found[key] for key in ("row_bytes", "arrays_bytes") if key in found}
+    line.estimate = estimate(counts, times, schedule)
+    line.memory_bytes = found.get("memory_bytes")
+    line.measured = found.get("measured", "")
+    line.share = found.get("share", 1.0)
+    sizes: dict[str, Any] = {
+        key: found[key] for key in ("row_bytes", "arrays_bytes") if key in found
+    }
     sizes["row_bytes"] = max(sizes.get("row_bytes", 0), line.sizes["row_bytes"])
     line.sizes = {**line.sizes, **sizes, "steps": counts.steps}
     line.disk = disk_bytes(line.sizes, schedule, kind.settings["num_clients"])
@@ -108,7 +142,9 @@ def _apply(kind: Kind, line: Line, found: dict[str, Any], own: dict[str, Any]) -
 
 
 def _totals(jobs: Sequence[Job], lines: Sequence[Line], side: int) -> dict[str, Any]:
-    """Return what all kinds come to: of the runs that are not finished, but the disk of those alone too."""
+    """Return what all kinds come to: of the runs that are not finished, but the disk of those alone
+    too.
+    """
     place = jobs[0].folder.absolute()
     while not place.exists():
         place = place.parent
@@ -123,7 +159,10 @@ def _totals(jobs: Sequence[Job], lines: Sequence[Line], side: int) -> dict[str, 
         "complete": known,
         "jobs": side,
         "seconds_side_by_side": side_by_side(seconds, side) if seconds or known else None,
-        "memory_bytes": max((side * line.workers * line.memory_bytes for line in lines if line.memory_bytes), default=None),
+        "memory_bytes": max(
+            (side * line.workers * line.memory_bytes for line in lines if line.memory_bytes),
+            default=None,
+        ),
         "cores": available_cores(),
         "machine_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_bytes": sum(sum(line.disk.values()) * (line.runs - line.finished) for line in lines),
@@ -136,33 +175,60 @@ def _told(totals: dict[str, Any], lines: Sequence[Line], args: argparse.Namespac
     notes = list(dict.fromkeys(note for line in lines for note in line.notes))
     share = min((line.share for line in lines), default=1.0)
     if share < _BUSY:
-        notes.append(f"the machine is busy: measuring had {share:.0%} of a core at worst; times are those of a core of its own")
+        notes.append(
+            f"the machine is busy: measuring had {share:.0%} of a core at worst; times are those of"
+            " a core of its own"
+        )
     told = [*(f"note: {note}" for note in notes), ""]
     done = f", {totals['finished']} finished" if totals["finished"] else ""
-    told.append(f"runs    {totals['runs']:,}{done}; {totals['rounds_left']:,} of {totals['rounds']:,} rounds to go")
+    told.append(
+        f"runs    {totals['runs']:,}{done}; {totals['rounds_left']:,} of {totals['rounds']:,}"
+        " rounds to go"
+    )
     if totals["seconds"] and totals["rounds_left"]:
         least = "" if totals["complete"] else "at least "
         workers = max(line.workers for line in lines)
         with_what = f"{workers} worker{'s' if workers > 1 else ''} each"
-        told.append(f"time    {least}{duration(totals['seconds'])} one after the other" + (f", {with_what}" if args.jobs == 1 else ""))
+        told.append(
+            f"time    {least}{duration(totals['seconds'])} one after the other"
+            + (f", {with_what}" if args.jobs == 1 else "")
+        )
         if args.jobs > 1:
-            told.append(f"        {least}{duration(totals['seconds_side_by_side'])} with {args.jobs} side by side, {with_what}")
+            told.append(
+                f"        {least}{duration(totals['seconds_side_by_side'])} with {args.jobs} side"
+                f" by side, {with_what}"
+            )
         told += _tight(totals, workers)
-    told.append(f"disk    {size(totals['disk_bytes'])} for the runs to go; {size(totals['free_bytes'])} free")
+    told.append(
+        f"disk    {size(totals['disk_bytes'])} for the runs to go; {size(totals['free_bytes'])}"
+        " free"
+    )
     if totals["disk_bytes"] > totals["free_bytes"]:
-        told.append("warning: the disk is too small; choose another with hydra.sweep.dir=PATH, or free some space")
+        told.append(
+            "warning: the disk is too small; choose another with hydra.sweep.dir=PATH, or free some"
+            " space"
+        )
     return told
 
 
 def _tight(totals: dict[str, Any], workers: int) -> list[str]:
     """Say where runs side by side would not find what they were measured with."""
-    told, need = [], totals["jobs"] * workers
+    told = []
+    need = totals["jobs"] * workers
     if totals["memory_bytes"]:
-        told.append(f"memory  {size(totals['memory_bytes'])} at most at a time, without the tracker")
+        told.append(
+            f"memory  {size(totals['memory_bytes'])} at most at a time, without the tracker"
+        )
         if totals["memory_bytes"] > totals["machine_memory_bytes"]:
-            told.append(f"warning: this machine has {size(totals['machine_memory_bytes'])} of memory; take fewer --jobs")
+            told.append(
+                f"warning: this machine has {size(totals['machine_memory_bytes'])} of memory; take"
+                " fewer --jobs"
+            )
     if need > totals["cores"]:
-        told.append(f"warning: {need} workers at a time on {totals['cores']} cores; the time holds where each has one of its own")
+        told.append(
+            f"warning: {need} workers at a time on {totals['cores']} cores; the time holds where"
+            " each has one of its own"
+        )
     return told
 
 
@@ -171,7 +237,11 @@ def _command(args: argparse.Namespace, jobs: Sequence[Job], lines: Sequence[Line
     sweep = len(jobs) > 1 or set(jobs[0].overrides) != set(args.words)
     words = [*args.words]
     if args.jobs > 1:
-        words += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={args.jobs}", f"engine.workers={max(line.workers for line in lines)}"]
+        words += [
+            "hydra/launcher=joblib",
+            f"hydra.launcher.n_jobs={args.jobs}",
+            f"engine.workers={max(line.workers for line in lines)}",
+        ]
         sweep = True
     words = [*(["--config-dir", args.config_dir] if args.config_dir else []), *words]
     return shlex.join(["python", "run.py", *(["-m"] if sweep else []), *words])

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 
 from inco.algorithms.fedavg import Algorithm
-from inco.engine import Engine
+from inco.engine.engine import Engine
 from inco.types import ClientTask, LocalRun
 
 
 @dataclass
 class Seen:
-    """One client of one round, in seconds: its local start, each of its steps, all of it. `images`: of one step."""
+    """One client of one round, in seconds: its local start, each of its steps, all of it.
+
+    `images`: of one step.
+    """
 
     level: int
     images: int
@@ -39,16 +42,23 @@ class Seen:
 class Stopwatch:
     """Watches an engine's clients through its own hooks and those of its algorithm.
 
-    On a CPU it counts the time that this process had a core: others who are busy meanwhile change little.
+    On a CPU it counts the time that this process had a core: others who are busy meanwhile change
+    little.
     """
 
     def __init__(self, engine: Engine, algorithm: Algorithm, device: torch.device) -> None:
         self.seen: list[Seen] = []
-        self._cuda, self._began, self._last = device.type == "cuda", 0.0, 0.0
+        self._cuda = device.type == "cuda"
+        self._began = 0.0
+        self._last = 0.0
         self._clock = perf_counter if self._cuda else process_time
-        self._wall, self._own = perf_counter(), process_time()
-        engine.on_task, engine.on_client = self._begin, self._end
-        start, step, end = algorithm.local_start, algorithm.local_step, algorithm.local_end
+        self._wall = perf_counter()
+        self._own = process_time()
+        engine.on_task = self._begin
+        engine.on_client = self._end
+        start = algorithm.local_start
+        step = algorithm.local_step
+        end = algorithm.local_end
         hooks: Any = algorithm
         hooks.local_start = self._around_start(start)
         hooks.local_step = self._after_step(step)
@@ -83,14 +93,17 @@ class Stopwatch:
     def _after_step(self, inner: Callable[[LocalRun], None]) -> Callable[[LocalRun], None]:
         def step(run: LocalRun) -> None:
             inner(run)
-            if not self._cuda:  # waiting for a GPU after each step would take time that a run does not spend
+            # waiting for a GPU after each step would take time that a run does not spend
+            if not self._cuda:
                 now = self._clock()
                 self.seen[-1].steps.append(now - self._last)
                 self._last = now
 
         return step
 
-    def _before_end(self, inner: Callable[[LocalRun], dict[str, torch.Tensor]]) -> Callable[[LocalRun], dict[str, torch.Tensor]]:
+    def _before_end(
+        self, inner: Callable[[LocalRun], dict[str, torch.Tensor]]
+    ) -> Callable[[LocalRun], dict[str, torch.Tensor]]:
         def end(run: LocalRun) -> dict[str, torch.Tensor]:
             if self._cuda and run.steps:
                 self.seen[-1].steps = [(self.now() - self._last) / run.steps] * run.steps

@@ -19,10 +19,21 @@ def plan_table(lines: Sequence[Line], console: Console) -> None:
     """Print a line a kind of run: what there is to do, and what it takes."""
     table = _table()
     table.add_column("kind of run", overflow="fold")
-    for head in ("runs", "finished", "rounds", "steps a round", "a round", "in all", "a worker", "disk a run", "measured"):
+    for head in (
+        "runs",
+        "finished",
+        "rounds",
+        "steps a round",
+        "a round",
+        "in all",
+        "a worker",
+        "disk a run",
+        "measured",
+    ):
         table.add_column(head, justify="right", no_wrap=head != "measured")
     for line in lines:
-        took, steps = line.estimate, line.sizes.get("steps")
+        took = line.estimate
+        steps = line.sizes.get("steps")
         table.add_row(
             Text(line.label),
             str(line.runs),
@@ -39,7 +50,9 @@ def plan_table(lines: Sequence[Line], console: Console) -> None:
 
 
 def sizes_table(lines: Sequence[Line], console: Console) -> None:
-    """Print a line a kind and capacity: parameters, FLOPs, and bytes each way; then the mean over the population."""
+    """Print a line a kind and capacity: parameters, FLOPs, and bytes each way; then the mean over
+    the population.
+    """
     table = _table()
     table.add_column("kind of run", overflow="fold")
     table.add_column("capacity", no_wrap=True)
@@ -48,7 +61,10 @@ def sizes_table(lines: Sequence[Line], console: Console) -> None:
     for line in lines:
         found: dict[str, Any] = line.sizes["sizes"]
         for place, name in enumerate([*line.sizes["capacities"], "mean"]):
-            keys = [f"mean_{what}" if name == "mean" else f"{what}/{name}" for what in ("params", "flops", "down_bytes", "up_bytes")]
+            keys = [
+                f"mean_{what}" if name == "mean" else f"{what}/{name}"
+                for what in ("params", "flops", "down_bytes", "up_bytes")
+            ]
             numbers = [found[key] for key in keys]
             shown = [f"{numbers[0]:,.0f}", f"{numbers[1]:,.0f}", size(numbers[2]), size(numbers[3])]
             table.add_row(Text("" if place else line.label), name, *shown)

@@ -7,33 +7,51 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from inco.config.wiring import assemble
-from inco.engine import Ranks
+from inco.assembly import assemble
+from inco.engine.ranks import Ranks
 from inco.plan.counting import count
 from inco.plan.measure import Write, peak
 from inco.plan.standin import prepared
-from inco.record import plain
+from inco.records.record import plain
 from inco.simulator import Metrics
 
 
 def whole_rounds(settings: Mapping[str, Any], ranks: Ranks, began: float, write: Write) -> None:
-    """Run two rounds as they are; the second counts. Its time is shared out over clients by their FLOPs, to estimate other cohorts."""
+    """Run two rounds as they are; the second counts.
+
+    Its time is shared out over clients by their FLOPs, to estimate other cohorts.
+    """
     whole, notes = prepared(settings)
-    run = assemble({**whole, "engine": {**whole["engine"], "workers": 1, "state_dir": None, "profile": False}}, ranks)
-    found: dict[str, Any] = {"fixed": time.time() - began, "notes": notes, "images": len(run.dataset.test.labels)}
+    run = assemble(
+        {**whole, "engine": {**whole["engine"], "workers": 1, "state_dir": None, "profile": False}},
+        ranks,
+    )
+    found: dict[str, Any] = {
+        "fixed": time.time() - began,
+        "notes": notes,
+        "images": len(run.dataset.test.labels),
+    }
     rows: list[Metrics] = []
     simulator = run.simulator
     simulator.run(simulator.start(settings["seed"]), 2, lambda state, metrics: rows.append(metrics))
-    row, tasks = rows[-1], simulator.population.tasks(2)
+    row = rows[-1]
+    tasks = simulator.population.tasks(2)
     flops = {level: float(cost.train_flops) for level, cost in run.costs.items()}
     work = sum(flops[task.level] * simulator.images_trained(len(task.examples)) for task in tasks)
     scale = row["time/train_s"] / work
     found |= {
         "levels": {level: {"steps": [(1, scale * cost)]} for level, cost in flops.items()},
         "image": row["time/eval_s"] / found["images"],
-        "watched": row["time/round_s"] - row["time/train_s"] - row["time/eval_s"] if simulator.diagnostics.watch(2) else 0.0,
+        "watched": (
+            row["time/round_s"] - row["time/train_s"] - row["time/eval_s"]
+            if simulator.diagnostics.watch(2)
+            else 0.0
+        ),
         "lines": [{"counts": count(whole, run), "transform": 0.0, "notes": notes}],
-        "measured": f"{sum(map(simulator.engine.trainer.steps, (len(t.examples) for t in tasks)))} steps, {found['images']:,} images",
+        "measured": (
+            f"{sum(map(simulator.engine.trainer.steps, (len(t.examples) for t in tasks)))} steps,"
+            f" {found['images']:,} images"
+        ),
         "row_bytes": len(json.dumps(plain(row))),
         "memory_bytes": peak(ranks),
     }

@@ -1,4 +1,7 @@
-"""Reports: one HTML file about a run, and tables and a page that compare runs. They open offline and fetch nothing."""
+"""Reports: one HTML file about a run, and tables and a page that compare runs.
+
+They open offline and fetch nothing.
+"""
 
 from inco.report.comparison import write_comparison
 from inco.report.run_page import write_run

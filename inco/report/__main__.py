@@ -17,7 +17,8 @@ EXAMPLES = """examples:
   python -m inco.report outputs --filter algorithm=fedprox partition.alpha=0.5
   python -m inco.report outputs/A outputs/B --out comparisons/ab
 
-One run: its report.html is written again. More: comparison.html, .csv, .md and .tex are written into --out.
+One run: its report.html is written again. More: comparison.html, .csv, .md and .tex are written
+into --out.
 Values of one key in --filter are alternatives; several keys must all hold."""
 
 
@@ -25,15 +26,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (0, or the error's)."""
     parser = argparse.ArgumentParser(
         prog="python -m inco.report",
-        description="Write the page of a run, or compare runs: tables and curves, means over seeds.",
+        description=(
+            "Write the page of a run, or compare runs: tables and curves, means over seeds."
+        ),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run's folder, or a folder above some")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of a comparison (default: the one above all runs)")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a run's folder, or a folder above some"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of a comparison (default: the one above all runs)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument(
-        "--filter", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keep runs with this choice or setting"
+        "--filter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keep runs with this choice or setting",
     )
     options = parser.parse_args(arguments)
     try:
@@ -45,24 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from inco.errors import ConfigError
+    from inco.records.runs import find
     from inco.report.comparison import write_comparison
     from inco.report.filters import kept
     from inco.report.run_page import NAME, run_markdown, write_run
-    from inco.runs import find
 
     runs = kept(find(options.paths), options.filter)
     if len(runs) == 1:
         if options.out:
             raise ConfigError(
-                f"--out {options.out}: one run's report.html is written into the run's folder; leave --out out, or give more runs"
+                f"--out {options.out}: one run's report.html is written into the run's folder;"
+                " leave --out out, or give more runs"
             )
         page = write_run(runs[0].folder)
-        paths, text = [page], run_markdown(runs[0])
+        paths = [page]
+        text = run_markdown(runs[0])
     else:
         out = options.out or _above([run.folder for run in runs])
-        new = [write_run(run.folder) for run in runs if not (run.folder / NAME).exists()]  # the comparison links to them
+        # the comparison links to them
+        new = [write_run(run.folder) for run in runs if not (run.folder / NAME).exists()]
         page, *more = write_comparison(runs, out, f"Comparison of {len(runs)} runs")
-        paths, text = [*new, page, *more], (out / "comparison.md").read_text(encoding="utf-8")
+        paths = [*new, page, *more]
+        text = (out / "comparison.md").read_text(encoding="utf-8")
     print(*map(_short, paths), "", text, sep="\n", end="")
     if options.open:
         webbrowser.open(page.resolve().as_uri())
@@ -71,7 +90,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _short(path: Path) -> str:
     """Write a path as seen from here where it is below."""
-    whole, here = path.resolve(), Path.cwd()
+    whole = path.resolve()
+    here = Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 

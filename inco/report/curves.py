@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inco.names import natural
+from inco.records.names import natural
 from inco.report.markup import Html, tag
 from inco.report.text import sig4
 
@@ -21,7 +21,10 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Curve:
-    """One line of a chart: a value, or none, at each x. `spread`: how far a band reaches to both sides; `view`: shown when chosen."""
+    """One line of a chart: a value, or none, at each x.
+
+    `spread`: how far a band reaches to both sides; `view`: shown when chosen.
+    """
 
     name: str
     y: Sequence[float | None]
@@ -33,7 +36,10 @@ class Curve:
 
 @dataclass
 class Chart:
-    """Curves over a common x. `unit`: %, s, B (bytes) or none; `reference`: a dashed level; `log`: offers a logarithmic scale."""
+    """Curves over a common x.
+
+    `unit`: %, s, B (bytes) or none; `reference`: a dashed level; `log`: offers a logarithmic scale.
+    """
 
     name: str
     caption: str
@@ -63,12 +69,24 @@ class Chart:
             options = [tag("option", view) for view in self.views]
             controls.append(tag("label", "show ", tag("select", options, id=f"{self.name}-view")))
         if self.log:
-            controls.append(tag("label", tag("input", type="checkbox", id=f"{self.name}-log"), " log scale"))
+            controls.append(
+                tag("label", tag("input", type="checkbox", id=f"{self.name}-log"), " log scale")
+            )
         return tag(
             "figure",
-            tag("div", tag("figcaption", self.caption), tag("div", controls, class_="controls") if controls else None, class_="head"),
+            tag(
+                "div",
+                tag("figcaption", self.caption),
+                tag("div", controls, class_="controls") if controls else None,
+                class_="head",
+            ),
             tag("div", class_="plot", role="img", aria_label=self.told or self._told()),
-            tag("div", class_="legend", role="group", aria_label=f"{self.caption}: curves to show or hide"),
+            tag(
+                "div",
+                class_="legend",
+                role="group",
+                aria_label=f"{self.caption}: curves to show or hide",
+            ),
             class_="chart",
             id=f"{self.name}-chart",
             data_chart=self.name,
@@ -80,12 +98,19 @@ class Chart:
         for curve in [c for c in self.curves if not self.views or c.view == self.views[0]][:8]:
             known = [v for v in curve.y if v is not None]
             if known:
-                parts.append(f"{curve.name} from {sig4(known[0])} to {sig4(known[-1])}{self.unit if self.unit == '%' else ''}")
+                parts.append(
+                    f"{curve.name} from {sig4(known[0])} to"
+                    f" {sig4(known[-1])}{self.unit if self.unit == '%' else ''}"
+                )
         return f"Line chart. {self.caption}: {'; '.join(parts)}."
 
 
 def _series(curve: Curve) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": curve.name, "y": [sig4(v) for v in curve.y], "style": curve.style}
+    told: dict[str, Any] = {
+        "name": curve.name,
+        "y": [sig4(v) for v in curve.y],
+        "style": curve.style,
+    }
     if curve.bold:
         told["bold"] = True
     if curve.spread is not None:
@@ -96,16 +121,23 @@ def _series(curve: Curve) -> dict[str, Any]:
 
 
 def kept(count: int, curves: int, always: Iterable[int] = ()) -> list[int]:
-    """Return which of `count` points a chart of some curves keeps: evenly spaced ones, the first, the last, and those of `always`."""
+    """Return which of `count` points a chart of some curves keeps: evenly spaced ones, the first,
+    the last, and those of `always`.
+    """
     most = max(LEAST, min(MOST, BUDGET // max(1, curves)))
     if count <= most:
         return list(range(count))
     must = {0, count - 1, *always}
-    return sorted({int(k) for k in np.linspace(0, count - 1, max(2, most - len(must))).round()} | must)
+    return sorted(
+        {int(k) for k in np.linspace(0, count - 1, max(2, most - len(must))).round()} | must
+    )
 
 
 def picked(rows: Sequence[Row], keys: Iterable[str], curves: int = 0, best: str = "") -> list[Row]:
-    """Return the rows to draw of those that have any of the keys. `best`: a key whose largest value stays."""
+    """Return the rows to draw of those that have any of the keys.
+
+    `best`: a key whose largest value stays.
+    """
     keys = list(keys)
     having = [row for row in rows if any(row.get(key) is not None for key in keys)]
     tops = [k for k, row in enumerate(having) if best and row.get(best) is not None]
@@ -114,24 +146,45 @@ def picked(rows: Sequence[Row], keys: Iterable[str], curves: int = 0, best: str 
 
 
 def over_rounds(
-    name: str, caption: str, rows: Sequence[Row], keys: Mapping[str, str], *, best: str = "", bold: str = "", **more: Any
+    name: str,
+    caption: str,
+    rows: Sequence[Row],
+    keys: Mapping[str, str],
+    *,
+    best: str = "",
+    bold: str = "",
+    **more: Any,
 ) -> Chart | None:
-    """Return a chart of metrics (key -> what the curve is called) over rounds; None where no row has any of them."""
-    have = {key: label for key, label in keys.items() if any(row.get(key) is not None for row in rows)}
+    """Return a chart of metrics (key -> what the curve is called) over rounds; None where no row
+    has any of them.
+    """
+    have = {
+        key: label for key, label in keys.items() if any(row.get(key) is not None for row in rows)
+    }
     chosen = picked(rows, have, best=best)
     if not chosen:
         return None
     styles = (k for k in range(len(have)))
     curves = [
-        Curve(label, [row.get(key) for row in chosen], key == bold, -1 if key == bold else next(styles)) for key, label in have.items()
+        Curve(
+            label,
+            [row.get(key) for row in chosen],
+            key == bold,
+            -1 if key == bold else next(styles),
+        )
+        for key, label in have.items()
     ]
     return Chart(name, caption, [row["round"] for row in chosen], curves, **more)
 
 
-def by_layer(name: str, caption: str, rows: Sequence[Row], prefixes: Sequence[str], **more: Any) -> Chart | None:
-    """Return a chart of a number that each layer has, of the first prefix (`inco/theta/`) that any row has.
+def by_layer(
+    name: str, caption: str, rows: Sequence[Row], prefixes: Sequence[str], **more: Any
+) -> Chart | None:
+    """Return a chart of a number that each layer has, of the first prefix (`inco/theta/`) that any
+    row has.
 
-    It shows the means of groups of layers (stages of a ResNet, kinds of a ViT) first, and the layers of one group when chosen.
+    It shows the means of groups of layers (stages of a ResNet, kinds of a ViT) first, and the
+    layers of one group when chosen.
     """
     for prefix in prefixes:
         layers = layers_of(rows, prefix)
@@ -141,7 +194,9 @@ def by_layer(name: str, caption: str, rows: Sequence[Row], prefixes: Sequence[st
 
 
 def after(prefix: str, rows: Sequence[Row]) -> list[str]:
-    """Return what stands after a prefix in the keys of rows, each once, in the order of the rows."""
+    """Return what stands after a prefix in the keys of rows, each once, in the order of the
+    rows.
+    """
     every: dict[str, Any] = {}
     for row in rows:
         every |= row  # faster than a look at each key of each row
@@ -149,13 +204,17 @@ def after(prefix: str, rows: Sequence[Row]) -> list[str]:
 
 
 def layers_of(rows: Sequence[Row], prefix: str) -> list[str]:
-    """Return the layers that have a metric, in the order of the first row; by name where that row has not all of them."""
+    """Return the layers that have a metric, in the order of the first row; by name where that row
+    has not all of them.
+    """
     found = after(prefix, rows)
     return found if found == after(prefix, rows[:1]) else sorted(found, key=natural)
 
 
 def grouped(layers: Sequence[str]) -> dict[str, list[str]]:
-    """Return layers by group: by the first part of their names (`layer3`), or by the last where the first is always the same."""
+    """Return layers by group: by the first part of their names (`layer3`), or by the last where the
+    first is always the same.
+    """
     firsts, lasts = ([layer.split(".")[k] for layer in layers] for k in (0, -1))
     names = firsts if len(set(firsts)) > 1 else lasts
     groups: dict[str, list[str]] = {}
@@ -164,21 +223,43 @@ def grouped(layers: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _layers(name: str, caption: str, rows: Sequence[Row], prefix: str, layers: list[str], more: dict[str, Any]) -> Chart:
+def _layers(
+    name: str,
+    caption: str,
+    rows: Sequence[Row],
+    prefix: str,
+    layers: list[str],
+    more: dict[str, Any],
+) -> Chart:
     groups = grouped(layers)
     few = len(groups) == 1 or len(layers) <= 6
-    chosen = picked(rows, [prefix + layer for layer in layers], len(layers) + (0 if few else len(groups)))
+    chosen = picked(
+        rows, [prefix + layer for layer in layers], len(layers) + (0 if few else len(groups))
+    )
     x = [row["round"] for row in chosen]
     values = {layer: [row.get(prefix + layer) for row in chosen] for layer in layers}
     if few:
-        return Chart(name, caption, x, [Curve(layer, values[layer], style=k) for k, layer in enumerate(layers)], **more)
+        return Chart(
+            name,
+            caption,
+            x,
+            [Curve(layer, values[layer], style=k) for k, layer in enumerate(layers)],
+            **more,
+        )
     first = "means of groups"
     curves = [
-        Curve(f"{group} (mean of {len(inside)})", _means([values[layer] for layer in inside]), style=k, view=first)
+        Curve(
+            f"{group} (mean of {len(inside)})",
+            _means([values[layer] for layer in inside]),
+            style=k,
+            view=first,
+        )
         for k, (group, inside) in enumerate(groups.items())
     ]
     for group, inside in groups.items():
-        curves += [Curve(layer, values[layer], style=k, view=group) for k, layer in enumerate(inside)]
+        curves += [
+            Curve(layer, values[layer], style=k, view=group) for k, layer in enumerate(inside)
+        ]
     return Chart(name, caption, x, curves, views=[first, *groups], **more)
 
 

@@ -8,16 +8,18 @@ from difflib import get_close_matches
 from typing import Any
 
 from inco.errors import ConfigError
+from inco.records.runs import Run
 from inco.report.facts import status
 from inco.report.groups import facts, seed
 from inco.report.text import plural, setting
-from inco.runs import Run
 
 
 def kept(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
-    """Return the runs that have the value of each filter `key=value`; values of one key are alternatives.
+    """Return the runs that have the value of each filter `key=value`; values of one key are
+    alternatives.
 
-    Raises ConfigError with all that is wrong: no `=`, a key that no run has, or nothing left and which values there are.
+    Raises ConfigError with all that is wrong: no `=`, a key that no run has, or nothing left and
+    which values there are.
     """
     known = [(run, {**facts(run), "seed": seed(run), "status": status(run)}) for run in runs]
     wanted: dict[str, list[str]] = {}
@@ -25,26 +27,52 @@ def kept(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
     for one in filters:
         key, equals, value = one.partition("=")
         if not equals:
-            problems.append(f"--filter {one}: no =; write KEY=VALUE, as algorithm=fedprox (paths stand before --filter)")
+            problems.append(
+                f"--filter {one}: no =; write KEY=VALUE, as algorithm=fedprox (paths stand before"
+                " --filter)"
+            )
         elif not any(key in told for _, told in known):
-            problems.append(f"--filter {one}: no run has a choice or setting {key}{_like(key, known)}")
+            problems.append(
+                f"--filter {one}: no run has a choice or setting {key}{_like(key, known)}"
+            )
         wanted.setdefault(key, []).append(value)
     if problems:
         raise ConfigError(problems)
     left = known
     for key, values in wanted.items():
-        before, left = left, [(run, told) for run, told in left if key in told and any(_is(told[key], value) for value in values)]
+        before, left = (
+            left,
+            [
+                (run, told)
+                for run, told in left
+                if key in told and any(_is(told[key], value) for value in values)
+            ],
+        )
         if not left:
             there = Counter(setting(told[key]) for _, told in before if key in told)
-            have = ", ".join(f"{value} ({plural(count, 'run')})" for value, count in sorted(there.items())) or "none that are left has it"
-            raise ConfigError(f"--filter {key}={' or '.join(values)}: no run is left of {len(before)}; there are {have}")
+            have = (
+                ", ".join(
+                    f"{value} ({plural(count, 'run')})" for value, count in sorted(there.items())
+                )
+                or "none that are left has it"
+            )
+            raise ConfigError(
+                f"--filter {key}={' or '.join(values)}: no run is left of {len(before)}; there are"
+                f" {have}"
+            )
     return [run for run, _ in left]
 
 
 def _is(value: Any, typed: str) -> bool:
-    """Say whether a setting has the value that was typed: 0.50 is 0.5, True is true, null is none."""
+    """Say whether a setting has the value that was typed: 0.50 is 0.5, True is true, null is
+    none.
+    """
     told = setting(value)
-    if told == typed or (value is None and typed == "null") or told.lower() == typed.replace(" ", "").lower():
+    if (
+        told == typed
+        or (value is None and typed == "null")
+        or told.lower() == typed.replace(" ", "").lower()
+    ):
         return True
     try:
         return not isinstance(value, bool) and float(told) == float(typed)

@@ -1,4 +1,6 @@
-"""Runs that differ in their seed alone are one group; groups that differ in their transform alone are a pair."""
+"""Runs that differ in their seed alone are one group; groups that differ in their transform alone
+are a pair.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from inco.names import flat, natural
+from inco.records.names import flat, natural
+from inco.records.runs import Run
 from inco.report.facts import planned, status
 from inco.report.stats import Spread, sign_flip_p, spread
 from inco.report.text import setting
-from inco.runs import Run
 
 _FREE = ("tracker", "engine", "experiment", "debug")  # no result depends on them
 _BASES = ("none", "Identity")  # the option, or the class in a record that names no options
@@ -25,7 +27,9 @@ def seed(run: Run) -> Any:
 
 
 def choices(run: Run) -> dict[str, str]:
-    """Return the options that were chosen; of a run that does not say, the classes of its settings."""
+    """Return the options that were chosen; of a run that does not say, the classes of its
+    settings.
+    """
     told = run.about.get("choices")
     if told:
         return {group: option for group, option in told.items() if group not in _FREE}
@@ -42,13 +46,18 @@ def _recorded(run: Run) -> Mapping[str, Any]:
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """Return what makes a run's group: choices, the number of rounds, and settings with dotted keys."""
+    """Return what makes a run's group: choices, the number of rounds, and settings with dotted
+    keys.
+    """
     return {**choices(run), "rounds": planned(run), **flat(settings(run))}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone, by seed. `label` says how it differs from the other groups."""
+    """Runs that differ in their seed alone, by seed.
+
+    `label` says how it differs from the other groups.
+    """
 
     facts: Mapping[str, Any]
     runs: Sequence[Run]
@@ -65,20 +74,27 @@ class Group:
 
     @property
     def experiment(self) -> str | None:
-        """The experiment of the paper that its runs are of (table2_resnet): the first that one names; None of other runs."""
+        """The experiment of the paper that its runs are of (table2_resnet): the first that one
+        names; None of other runs.
+        """
         named = (str(run.about.get("experiment") or "") for run in self.runs)
         return next((name for name in named if name.startswith(("table", "figure"))), None)
 
     @property
     def scale(self) -> str:
         """At which scale its experiment is: paper, or mini."""
-        return str(next((run.about["scale"] for run in self.runs if run.about.get("scale")), "paper"))
+        return str(
+            next((run.about["scale"] for run in self.runs if run.about.get("scale")), "paper")
+        )
 
     @property
     def left_out(self) -> list[str]:
         """Say which runs are not counted, and why."""
         others = [run for run in self.runs if run not in self.counted]
-        return [f"seed {setting(seed(run))} {'repeated' if run.status == 'finished' else status(run)}" for run in others]
+        return [
+            f"seed {setting(seed(run))} {'repeated' if run.status == 'finished' else status(run)}"
+            for run in others
+        ]
 
     def spread(self, key: str) -> Spread:
         """Return mean and standard deviation of a number of the summary."""
@@ -94,12 +110,16 @@ class Group:
 
     def but_transform(self) -> str:
         """Return all but the transform, to find the pair by."""
-        return _same({key: value for key, value in self.facts.items() if key.split(".")[0] != "transform"})
+        return _same(
+            {key: value for key, value in self.facts.items() if key.split(".")[0] != "transform"}
+        )
 
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a group's accuracy is above that of its base, seed by seed, in percentage points."""
+    """By how much a group's accuracy is above that of its base, seed by seed, in percentage
+    points.
+    """
 
     group: Group
     base: Group
@@ -119,34 +139,61 @@ def group(runs: Iterable[Run]) -> list[Group]:
     """Return groups in the order of their first runs, each with a label of what differs."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        alone = f" {run.folder}" if not settings(run) else ""  # nothing is known of it that would make it another's like
+        # nothing is known of it that would make it another's like
+        alone = f" {run.folder}" if not settings(run) else ""
         found.setdefault(_same(facts(run)) + alone, []).append(run)
-    plain = [Group(facts(members[0]), sorted(members, key=lambda run: natural(str(seed(run))))) for members in found.values()]
+    plain = [
+        Group(facts(members[0]), sorted(members, key=lambda run: natural(str(seed(run)))))
+        for members in found.values()
+    ]
     keys = varying(plain)
     return [Group(one.facts, one.runs, _label(one, keys)) for one in plain]
 
 
 def varying(groups: Sequence[Group]) -> list[str]:
-    """Return what differs between groups: choices, then settings that differ between groups of the same choice."""
-    return [key for key in dict.fromkeys(key for one in groups for key in one.facts) if _varies(key, groups)]
+    """Return what differs between groups: choices, then settings that differ between groups of the
+    same choice.
+    """
+    return [
+        key
+        for key in dict.fromkeys(key for one in groups for key in one.facts)
+        if _varies(key, groups)
+    ]
 
 
 def common(groups: Sequence[Group]) -> dict[str, Any]:
     """Return the choices and settings that all groups have."""
     first = groups[0].facts
-    return {key: value for key, value in first.items() if all(key in one.facts and _same(one.facts[key]) == _same(value) for one in groups)}
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in one.facts and _same(one.facts[key]) == _same(value) for one in groups)
+    }
 
 
 def gains(groups: Sequence[Group]) -> list[Gain]:
-    """Return the gains of each group over the base that has all the same but the transform, paired by seed."""
+    """Return the gains of each group over the base that has all the same but the transform, paired
+    by seed.
+    """
     bases = {one.but_transform(): one for one in groups if one.is_base()}
-    pairs = [(one, bases[one.but_transform()]) for one in groups if not one.is_base() and one.but_transform() in bases]
-    return [Gain(one, base, name, paired(one, base, key)) for one, base in pairs for name, key in MEASURES.items()]
+    pairs = [
+        (one, bases[one.but_transform()])
+        for one in groups
+        if not one.is_base() and one.but_transform() in bases
+    ]
+    return [
+        Gain(one, base, name, paired(one, base, key))
+        for one, base in pairs
+        for name, key in MEASURES.items()
+    ]
 
 
 def paired(one: Group, base: Group, key: str) -> dict[Any, float]:
     """Return the differences of a number of the summary, by seed."""
-    ours, theirs = ({seed(run): run.summary[key] for run in side.counted if run.summary.get(key) is not None} for side in (one, base))
+    ours, theirs = (
+        {seed(run): run.summary[key] for run in side.counted if run.summary.get(key) is not None}
+        for side in (one, base)
+    )
     return {s: ours[s] - theirs[s] for s in ours if s is not None and s in theirs}
 
 
@@ -166,7 +213,9 @@ def _label(one: Group, keys: Sequence[str]) -> str:
         if key in one.facts:
             value = setting(one.facts[key])
             is_choice = "." not in key and isinstance(one.facts[key], str)
-            words.append(value if is_choice else f"{short if shorts.count(short) == 1 else key}={value}")
+            words.append(
+                value if is_choice else f"{short if shorts.count(short) == 1 else key}={value}"
+            )
     return ", ".join(words) or one.runs[0].about.get("group") or one.runs[0].name
 
 

@@ -24,13 +24,21 @@ def html(*children: Child) -> Html:
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
-    """Return an element. `class_` and `for_` lose their underscore, others become dashes; None and False leave an attribute out."""
+    """Return an element.
+
+    `class_` and `for_` lose their underscore, others become dashes; None and False leave an
+    attribute out.
+    """
     words = [name]
     for key, value in attributes.items():
         if value is not None and value is not False:
             key = key.rstrip("_").replace("_", "-")
             words.append(key if value is True else f'{key}="{escape(str(value))}"')
-    return Html(f"<{' '.join(words)}>" if name in _VOID else f"<{' '.join(words)}>{html(*children)}</{name}>")
+    return Html(
+        f"<{' '.join(words)}>"
+        if name in _VOID
+        else f"<{' '.join(words)}>{html(*children)}</{name}>"
+    )
 
 
 def _one(child: Child) -> str:

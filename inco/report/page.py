@@ -1,4 +1,6 @@
-"""The frame of a page: one self-contained file whose policy forbids every request and every script but its own."""
+"""The frame of a page: one self-contained file whose policy forbids every request and every script
+but its own.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,20 @@ from inco.report.markup import Html, html, tag
 
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("uPlot.min.css", "page.css", "figures.css")
-_SCRIPTS = ("uPlot.iife.min.js", "base.js", "curves.js", "maps.js", "histograms.js", "tables.js", "start.js")
+_SCRIPTS = (
+    "uPlot.iife.min.js",
+    "base.js",
+    "curves.js",
+    "maps.js",
+    "histograms.js",
+    "tables.js",
+    "start.js",
+)
 HINT = "Hover over a curve for its values; drag to zoom, double-click to reset."
-_WITHOUT = "This page draws its curves and maps with JavaScript, which is off. The tables below have the final numbers."
+_WITHOUT = (
+    "This page draws its curves and maps with JavaScript, which is off. The tables below have the"
+    " final numbers."
+)
 
 
 @cache
@@ -28,7 +41,10 @@ def _asset(name: str) -> str:
 def _joined(names: tuple[str, ...]) -> tuple[Html, str]:
     """Return files as one text, and the hash by which a policy allows it."""
     text = "\n".join(map(_asset, names))
-    return Html(text), "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+    return (
+        Html(text),
+        "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'",
+    )
 
 
 def as_json(data: Any) -> Html:
@@ -38,8 +54,12 @@ def as_json(data: Any) -> Html:
 
 def document(title: str, body: Iterable[Html], data: Mapping[str, Any], live: bool = False) -> str:
     """Return a whole page. `data`: what its figures are drawn from; `live`: it reloads itself."""
-    (style, style_hash), (script, script_hash) = _joined(_STYLES), _joined(_SCRIPTS)
-    policy = f"default-src 'none'; script-src {script_hash}; style-src {style_hash}; img-src data:; base-uri 'none'; form-action 'none'"
+    (style, style_hash) = _joined(_STYLES)
+    (script, script_hash) = _joined(_SCRIPTS)
+    policy = (
+        f"default-src 'none'; script-src {script_hash}; style-src {style_hash}; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
+    )
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -51,8 +71,15 @@ def document(title: str, body: Iterable[Html], data: Mapping[str, Any], live: bo
         tag("noscript", tag("meta", http_equiv="refresh", content="15")) if live else None,
         tag("style", style),
     )
-    notice = Html(f"<!-- The curves are drawn by uPlot 1.6.32, which is included below.\n{_asset('uPlot.LICENSE.txt')}\n-->")
-    ends = (tag("script", as_json({**data, "live": live}), type="application/json", id="data"), notice, tag("script", script))
+    notice = Html(
+        "<!-- The curves are drawn by uPlot 1.6.32, which is included"
+        f" below.\n{_asset('uPlot.LICENSE.txt')}\n-->"
+    )
+    ends = (
+        tag("script", as_json({**data, "live": live}), type="application/json", id="data"),
+        notice,
+        tag("script", script),
+    )
     page = tag("body", tag("noscript", tag("p", _WITHOUT, class_="notice")), *body, *ends)
     return html(Html("<!doctype html>\n"), tag("html", head, "\n", page, lang="en"), "\n")
 
@@ -66,19 +93,25 @@ class Section(NamedTuple):
 
 
 def section(name: str, title: str, *content: Any, lead: str = "") -> Section | None:
-    """Return a section with a heading and a sentence about what it shows; None where it has no content."""
+    """Return a section with a heading and a sentence about what it shows; None where it has no
+    content.
+    """
     inside = html(*content)
     if not inside:
         return None
     head = tag("h2", title, id=f"{name}-title")
     told = tag("p", lead, class_="lead") if lead else None
-    return Section(name, title, tag("section", head, told, inside, id=name, aria_labelledby=f"{name}-title"))
+    return Section(
+        name, title, tag("section", head, told, inside, id=name, aria_labelledby=f"{name}-title")
+    )
 
 
 def sections(parts: Iterable[Section | None]) -> Html:
     """Return the sections that there are, after links to them."""
     there = [part for part in parts if part]
-    links = tag("nav", (tag("a", part.title, href=f"#{part.name}") for part in there), aria_label="Sections")
+    links = tag(
+        "nav", (tag("a", part.title, href=f"#{part.name}") for part in there), aria_label="Sections"
+    )
     return html(links, tag("main", (part.html for part in there)))
 
 
@@ -92,17 +125,34 @@ def table(
     words: Container[int] = (0,),
     foot: bool = False,
 ) -> Html:
-    """Return a table in a box that scrolls sideways by itself. A cell is text, HTML, or (text, number to sort by).
+    """Return a table in a box that scrolls sideways by itself. A cell is text, HTML, or (text,
+    number to sort by).
 
-    The first column heads its row; those of `words` are set left, others right, as numbers. `foot`: the last row sums up the others.
+    The first column heads its row; those of `words` are set left, others right, as numbers. `foot`:
+    the last row sums up the others.
     """
     top = []
     for k, head in enumerate(heads):
         inside = tag("button", head, type="button") if sortable else head
-        top.append(tag("th", inside, scope="col", class_="n" if k not in words else None, aria_sort="none" if sortable else None))
-    lines = [tag("tr", *(_cell(k, cell, k not in words) for k, cell in enumerate(row))) for row in rows]
+        top.append(
+            tag(
+                "th",
+                inside,
+                scope="col",
+                class_="n" if k not in words else None,
+                aria_sort="none" if sortable else None,
+            )
+        )
+    lines = [
+        tag("tr", *(_cell(k, cell, k not in words) for k, cell in enumerate(row))) for row in rows
+    ]
     ends = tag("tfoot", lines.pop()) if foot else None
-    parts = (tag("caption", tag("span", caption)), tag("thead", tag("tr", top)), tag("tbody", lines), ends)
+    parts = (
+        tag("caption", tag("span", caption)),
+        tag("thead", tag("tr", top)),
+        tag("tbody", lines),
+        ends,
+    )
     inside = tag("table", *parts, data_sortable=sortable, id=name or None)
     return tag("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
 

@@ -1,4 +1,7 @@
-"""The numbers that Chan et al. (ICLR 2024) publish, and which of them a group of runs can stand beside."""
+"""The numbers that Chan et al.
+
+(ICLR 2024) publish, and which of them a group of runs can stand beside.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,38 @@ from typing import Any
 
 from inco.report.groups import Group
 
-# A setting of its own (10 clients; another batch size; noise): its numbers stand beside runs of its own experiment, and no others do.
+# A setting of its own (10 clients; another batch size; noise): its numbers stand beside runs of its
+# own experiment, and no others do.
 _ALONE = {"Table 1", "Figure 7", "Figure 24", "Figure 25"}
-_EVERYWHERE = {"server": "average", "uplink": "clean"}  # of all the paper's runs, unless a row of paper.csv says otherwise
-_TOLD = {"where", "method", "rounds", "measure", "part", "mean", "deviation", "printed", "note"}  # the other columns select
+# of all the paper's runs, unless a row of paper.csv says otherwise
+_EVERYWHERE = {
+    "server": "average",
+    "uplink": "clean",
+}
+# the other columns select
+_TOLD = {
+    "where",
+    "method",
+    "rounds",
+    "measure",
+    "part",
+    "mean",
+    "deviation",
+    "printed",
+    "note",
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One published number. `selectors`: the choices and settings that a run must have to stand beside it.
+    """One published number. `selectors`: the choices and settings that a run must have to stand
+    beside it.
 
-    `measure`: test/acc and beta_positive in percent; params, comm (parameters a client, one way) and flops in millions; ratio, of
-    parameters to those of the largest model. `part`: of which capacity or layer, "" for the mean over all. `deviation`: over three
-    seeds, None where none is printed. `digits`: after the point, as printed. `printed`: false for what is read off a picture, to about
-    one point. `row`: its place in the data, which is the paper's order.
+    `measure`: test/acc and beta_positive in percent; params, comm (parameters a client, one way)
+    and flops in millions; ratio, of parameters to those of the largest model. `part`: of which
+    capacity or layer, "" for the mean over all. `deviation`: over three seeds, None where none is
+    printed. `digits`: after the point, as printed. `printed`: false for what is read off a picture,
+    to about one point. `row`: its place in the data, which is the paper's order.
     """
 
     row: int
@@ -54,7 +75,11 @@ class Entry:
     @property
     def text(self) -> str:
         """The number as it is printed."""
-        more = "" if self.deviation is None else f" \N{PLUS-MINUS SIGN} {self.deviation:.{self.digits}f}"
+        more = (
+            ""
+            if self.deviation is None
+            else f" \N{PLUS-MINUS SIGN} {self.deviation:.{self.digits}f}"
+        )
         return f"{self.mean:.{self.digits}f}{more}"
 
 
@@ -62,7 +87,9 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Return all published numbers, in the paper's order."""
     text = (files("inco.report") / "paper.csv").read_text(encoding="utf-8")
-    return tuple(_entry(number, row) for number, row in enumerate(csv.DictReader(text.splitlines())))
+    return tuple(
+        _entry(number, row) for number, row in enumerate(csv.DictReader(text.splitlines()))
+    )
 
 
 def _entry(number: int, row: Mapping[str, str]) -> Entry:
@@ -70,7 +97,10 @@ def _entry(number: int, row: Mapping[str, str]) -> Entry:
         row=number,
         where=row["where"],
         method=row["method"],
-        selectors={**_EVERYWHERE, **{key: value for key, value in row.items() if value and key not in _TOLD}},
+        selectors={
+            **_EVERYWHERE,
+            **{key: value for key, value in row.items() if value and key not in _TOLD},
+        },
         rounds=int(row["rounds"]) if row["rounds"] else None,
         measure=row["measure"],
         part=row["part"],
@@ -83,9 +113,11 @@ def _entry(number: int, row: Mapping[str, str]) -> Entry:
 
 
 def published(one: Group) -> list[Entry]:
-    """Return the published numbers that a group of one of the paper's experiments stands beside, one a measure and part.
+    """Return the published numbers that a group of one of the paper's experiments stands beside,
+    one a measure and part.
 
-    Of several, the one of the experiment's own table or figure, else a printed one, else one read off a picture.
+    Of several, the one of the experiment's own table or figure, else a printed one, else one read
+    off a picture.
     """
     found: dict[str, Entry] = {}
     for entry in candidates(one):
@@ -94,7 +126,10 @@ def published(one: Group) -> list[Entry]:
 
 
 def candidates(one: Group, own: str = "") -> list[Entry]:
-    """Return all published numbers whose selectors hold for a group, best first. `own`: as if of this table or figure."""
+    """Return all published numbers whose selectors hold for a group, best first.
+
+    `own`: as if of this table or figure.
+    """
     source = own or of_experiment(one.experiment)
     if not source:
         return []
@@ -104,22 +139,34 @@ def candidates(one: Group, own: str = "") -> list[Entry]:
 
 
 def gain(entry: Entry, base: Group, own: str) -> float | None:
-    """Return by how much a published accuracy is above that of the base; of the same table or figure where that has both."""
+    """Return by how much a published accuracy is above that of the base; of the same table or
+    figure where that has both.
+    """
     others = [other for other in candidates(base, own) if other.key == entry.key]
     other = min(others, key=lambda other: other.source != entry.source, default=None)
-    return None if other is None else round(entry.mean - other.mean, max(entry.digits, other.digits))
+    return (
+        None if other is None else round(entry.mean - other.mean, max(entry.digits, other.digits))
+    )
 
 
 def of_experiment(name: str | None) -> str:
-    """Return the table or figure of an experiment, table2_resnet: Table 2; "" for other experiments."""
+    """Return the table or figure of an experiment, table2_resnet: Table 2; "" for other
+    experiments.
+    """
     found = re.match(r"(table|figure)(\d+)", name or "")
     return f"{found[1].capitalize()} {found[2]}" if found else ""
 
 
 def known(one: Group) -> dict[str, Any]:
-    """Return a group's choices and settings, with the alpha of a published partition file as its name says it."""
+    """Return a group's choices and settings, with the alpha of a published partition file as its
+    name says it.
+    """
     found = re.search(r"-(0\.5|1\.0)\.npy$", str(one.facts.get("partition.path", "")))
-    more = {"partition.alpha": float(found[1])} if found and one.facts.get("partition") == "fixed" else {}
+    more = (
+        {"partition.alpha": float(found[1])}
+        if found and one.facts.get("partition") == "fixed"
+        else {}
+    )
     return {**_EVERYWHERE, **one.facts, **more}
 
 

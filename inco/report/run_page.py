@@ -7,22 +7,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from inco.record import atomic_write
+from inco.records.record import atomic_write
+from inco.records.runs import Run
 from inco.report import facts, maps
 from inco.report.curves import Chart, Curve, after, by_layer, kept, over_rounds
 from inco.report.markup import Html, tag
 from inco.report.page import Section, document, section, sections, table
 from inco.report.tables import Number, Table
 from inco.report.text import amount, plural
-from inco.runs import Run
 
 NAME = "report.html"
 
 
 def write_run(folder: Path, live: bool = False) -> Path:
-    """Write a run's report.html in one step, and return its path. `live`: the run goes on, and the page reloads itself.
+    """Write a run's report.html in one step, and return its path. `live`: the run goes on, and the
+    page reloads itself.
 
-    Raises DataError or StorageError where the folder's files are damaged, or the page cannot be written.
+    Raises DataError or StorageError where the folder's files are damaged, or the page cannot be
+    written.
     """
     path = Path(folder) / NAME
     atomic_write(path, run_html(Run(Path(folder)), live))
@@ -50,15 +52,24 @@ def run_html(run: Run, live: bool = False) -> str:
 
 def run_markdown(run: Run) -> str:
     """Return the table by capacity as Markdown."""
-    rows = [[cells[0][0], *(Number(value, text) for text, value in cells[1:])] for cells in facts.capacity_rows(run)]
+    rows = [
+        [cells[0][0], *(Number(value, text) for text, value in cells[1:])]
+        for cells in facts.capacity_rows(run)
+    ]
     return Table("", list(facts.CAPACITY_HEADS), rows).markdown() if rows else ""
 
 
-def figures(charts: Iterable[Chart | None], data: dict[str, Any], *more: Html | None) -> Html | None:
-    """Return the frames of charts, and leave what is drawn in them in `data`; after them what else there is."""
+def figures(
+    charts: Iterable[Chart | None], data: dict[str, Any], *more: Html | None
+) -> Html | None:
+    """Return the frames of charts, and leave what is drawn in them in `data`; after them what else
+    there is.
+    """
     there = [chart for chart in charts if chart]
     data["charts"] |= {chart.name: chart.data() for chart in there}
-    return tag("div", *(chart.figure() for chart in there), *more, class_="figures") if there else None
+    return (
+        tag("div", *(chart.figure() for chart in there), *more, class_="figures") if there else None
+    )
 
 
 def _scores(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | None:
@@ -70,8 +81,22 @@ def _scores(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | 
         "Accuracy and loss",
         figures(
             [
-                over_rounds("acc", "Test accuracy by capacity, %", run.rows, accuracy, bold="test/acc", best="test/acc", unit="%"),
-                over_rounds("loss", "Loss, nats", run.rows, {"train/loss": "training", "test/loss": "test"}, log=True),
+                over_rounds(
+                    "acc",
+                    "Test accuracy by capacity, %",
+                    run.rows,
+                    accuracy,
+                    bold="test/acc",
+                    best="test/acc",
+                    unit="%",
+                ),
+                over_rounds(
+                    "loss",
+                    "Loss, nats",
+                    run.rows,
+                    {"train/loss": "training", "test/loss": "test"},
+                    log=True,
+                ),
             ],
             data,
         ),
@@ -83,23 +108,56 @@ def _clients(run: Run, data: dict[str, Any]) -> Section | None:
     if found is None:
         return None
     data["maps"]["partition"] = found
-    shown, of = len(found["clients"]), found["of"]
+    shown = len(found["clients"])
+    of = found["of"]
     lead = f"{of:,} clients" if shown == of else f"The first {shown} of {of:,} clients"
     lead += f", sorted by capacity; {plural(found['classes_of'], 'class', 'classes')}"
-    lead += f", of which the first {len(found['classes'])} are shown." if found["classes_of"] > len(found["classes"]) else "."
-    told = f"Map of examples: {shown} clients by {len(found['classes'])} classes. {min(found['totals'])} to {max(found['totals'])} each."
-    caption = tag("figcaption", "Training examples by client (across) and class (down); bars: of each client in all")
+    lead += (
+        f", of which the first {len(found['classes'])} are shown."
+        if found["classes_of"] > len(found["classes"])
+        else "."
+    )
+    told = (
+        f"Map of examples: {shown} clients by {len(found['classes'])} classes."
+        f" {min(found['totals'])} to {max(found['totals'])} each."
+    )
+    caption = tag(
+        "figcaption",
+        "Training examples by client (across) and class (down); bars: of each client in all",
+    )
     figure = tag(
-        "figure", caption, tag("div", class_="drawing", role="img", aria_label=told), tag("p", class_="readout"), data_map="partition"
+        "figure",
+        caption,
+        tag("div", class_="drawing", role="img", aria_label=told),
+        tag("p", class_="readout"),
+        data_map="partition",
     )
     return section("clients", "Who holds what", figure, lead=lead)
 
 
 def _slider(name: str, count: int, extra: Html | None = None) -> Html:
     """Return a slider over measured rounds with a button that plays them."""
-    slider = tag("input", type="range", id=f"{name}-round", min=0, max=count - 1, value=count - 1, step=1, aria_label="measured round")
-    play = tag("button", "Play", type="button", id=f"{name}-play", aria_pressed="false", disabled=count < 2)
-    return tag("div", play, slider, tag("output", for_=f"{name}-round", id=f"{name}-told"), extra, class_="controls slider")
+    slider = tag(
+        "input",
+        type="range",
+        id=f"{name}-round",
+        min=0,
+        max=count - 1,
+        value=count - 1,
+        step=1,
+        aria_label="measured round",
+    )
+    play = tag(
+        "button", "Play", type="button", id=f"{name}-play", aria_pressed="false", disabled=count < 2
+    )
+    return tag(
+        "div",
+        play,
+        slider,
+        tag("output", for_=f"{name}-round", id=f"{name}-told"),
+        extra,
+        class_="controls slider",
+    )
 
 
 def _note(shown: int, of: int, word: str) -> str:
@@ -108,51 +166,99 @@ def _note(shown: int, of: int, word: str) -> str:
 
 def _similarity(run: Run, data: dict[str, Any]) -> Section | None:
     found = maps.cka(run)
-    means = over_rounds("cka", "Mean CKA of all pairs, by layer", run.rows, {f"cka/{tap}": tap for tap in after("cka/", run.rows)})
+    means = over_rounds(
+        "cka",
+        "Mean CKA of all pairs, by layer",
+        run.rows,
+        {f"cka/{tap}": tap for tap in after("cka/", run.rows)},
+    )
     inside = []
     if found:
         data["maps"]["cka"] = found
         shown = len(found["rounds"][-1]["names"])
-        lead = _note(shown, found["models"], "model") + _note(len(found["rounds"]), found["measured"], "measured round")
+        lead = _note(shown, found["models"], "model") + _note(
+            len(found["rounds"]), found["measured"], "measured round"
+        )
         ranges = [tag("option", name) for name in ("0 to 1", "the data's range")]
         scale = tag("label", "colours over ", tag("select", ranges, id="cka-scale"))
         frames = [_frame(tap) for tap in found["taps"]]
-        inside = [_slider("cka", len(found["rounds"]), scale), tag("div", frames, class_="maps"), tag("div", class_="scale")]
+        inside = [
+            _slider("cka", len(found["rounds"]), scale),
+            tag("div", frames, class_="maps"),
+            tag("div", class_="scale"),
+        ]
         inside = [tag("div", inside, data_map="cka")]
-    told = "Linear CKA of every pair of models at a layer: 1 where they see images alike, 0 where not." + (lead if found else "")
+    told = (
+        "Linear CKA of every pair of models at a layer: 1 where they see images alike, 0 where not."
+        + (lead if found else "")
+    )
     return section("cka", "How alike models are", inside, figures([means], data), lead=told)
 
 
 def _frame(name: str) -> Html:
     """Return an empty drawing with its name."""
-    return tag("figure", tag("figcaption", name), tag("div", class_="drawing", role="img", aria_label=name), tag("p", class_="readout"))
+    return tag(
+        "figure",
+        tag("figcaption", name),
+        tag("div", class_="drawing", role="img", aria_label=name),
+        tag("p", class_="readout"),
+    )
 
 
 def _mixing(run: Run, data: dict[str, Any]) -> Section | None:
-    theta, beta = ("inco/theta/", "gradients/theta/"), ("inco/beta_positive/", "gradients/beta_positive/")
+    theta = ("inco/theta/", "gradients/theta/")
+    beta = ("inco/beta_positive/", "gradients/beta_positive/")
     charts = [
         by_layer("theta", "Theta, mean over a layer's kernels", run.rows, theta, reference=1.0),
         by_layer("beta", "Kernels with beta > 0, %", run.rows, beta, reference=50.0, unit="%"),
     ]
     used = any(key.startswith("inco/") for row in run.rows for key in row)
-    lead = "Theta is the weight of a layer's reference in InCo's rule, beta their inner product (Theorem 3.1), over the layer's kernels."
-    return section("mixing", "What InCo mixes" if used else "What InCo would mix", figures(charts, data), lead=lead)
+    lead = (
+        "Theta is the weight of a layer's reference in InCo's rule, beta their inner product"
+        " (Theorem 3.1), over the layer's kernels."
+    )
+    return section(
+        "mixing",
+        "What InCo mixes" if used else "What InCo would mix",
+        figures(charts, data),
+        lead=lead,
+    )
 
 
 def _gradients(run: Run, data: dict[str, Any]) -> Section | None:
     found = maps.histograms(run)
-    inside, more = None, ""
+    inside = None
+    more = ""
     if found:
         data["maps"]["histograms"] = found
-        more = " Histograms: how entries are distributed; areas: clients' deltas, lines: the aggregated update."
-        more += _note(len(found["layers"]), found["of"], "layer") + _note(len(found["rounds"]), found["measured"], "measured round")
+        more = (
+            " Histograms: how entries are distributed; areas: clients' deltas, lines: the"
+            " aggregated update."
+        )
+        more += _note(len(found["layers"]), found["of"], "layer") + _note(
+            len(found["rounds"]), found["measured"], "measured round"
+        )
         frames = tag("div", [_frame(layer) for layer in found["layers"]], class_="maps small")
-        scale = tag("label", "drawn as ", tag("select", [tag("option", name) for name in ("density", "log |x|")], id="histograms-scale"))
-        inside = tag("div", _slider("histograms", len(found["rounds"]), scale), frames, data_map="histograms")
+        scale = tag(
+            "label",
+            "drawn as ",
+            tag(
+                "select",
+                [tag("option", name) for name in ("density", "log |x|")],
+                id="histograms-scale",
+            ),
+        )
+        inside = tag(
+            "div", _slider("histograms", len(found["rounds"]), scale), frames, data_map="histograms"
+        )
     norms = [
-        over_rounds("update", "Norm of what the server adds", run.rows, {"update/norm": "update"}, log=True),
+        over_rounds(
+            "update", "Norm of what the server adds", run.rows, {"update/norm": "update"}, log=True
+        ),
         by_layer("norm", "Norm by layer", run.rows, ("gradients/norm/",), log=True),
-        by_layer("noise", "Standard deviation of the noise that is added", run.rows, ("noise/std/",)),
+        by_layer(
+            "noise", "Standard deviation of the noise that is added", run.rows, ("noise/std/",)
+        ),
     ]
     return section(
         "gradients",
@@ -165,18 +271,33 @@ def _gradients(run: Run, data: dict[str, Any]) -> Section | None:
 
 def _costs(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | None:
     rows = [{**row, "other": _rest(row)} for row in run.rows]
-    names = {"time/train_s": "training", "time/eval_s": "scoring", "time/cka_s": "of it CKA", "time/gradients_s": "of it gradients"}
+    names = {
+        "time/train_s": "training",
+        "time/eval_s": "scoring",
+        "time/cka_s": "of it CKA",
+        "time/gradients_s": "of it gradients",
+    }
     other = {"other": "other"} if any((row["other"] or 0) > 0.005 for row in rows) else {}
     charts = [over_rounds("time", "Seconds a round", rows, names | other, unit="s")]
-    moved = [row for row in run.rows if row.get("comm/up_bytes") is not None and row.get("comm/down_bytes") is not None]
+    moved = [
+        row
+        for row in run.rows
+        if row.get("comm/up_bytes") is not None and row.get("comm/down_bytes") is not None
+    ]
     if moved:
         charts += [_traffic(moved, capacities), _against_traffic(moved)]
-    return section("costs", "Time and traffic", figures(charts, data, _traffic_table(moved, capacities)))
+    return section(
+        "costs", "Time and traffic", figures(charts, data, _traffic_table(moved, capacities))
+    )
 
 
 def _rest(row: Mapping[str, Any]) -> float | None:
     whole = row.get("time/round_s")
-    return None if whole is None else max(0.0, whole - (row.get("time/train_s") or 0.0) - (row.get("time/eval_s") or 0.0))
+    return (
+        None
+        if whole is None
+        else max(0.0, whole - (row.get("time/train_s") or 0.0) - (row.get("time/eval_s") or 0.0))
+    )
 
 
 def _total(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
@@ -184,16 +305,28 @@ def _total(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def _traffic(rows: list[dict[str, Any]], capacities: list[str]) -> Chart:
-    """Return bytes so far: all, up and down where they differ, and those of each capacity where rows say so."""
+    """Return bytes so far: all, up and down where they differ, and those of each capacity where
+    rows say so.
+    """
     chosen = kept(len(rows), 3 + len(capacities))
-    up, down = _total(rows, "comm/up_bytes"), _total(rows, "comm/down_bytes")
+    up = _total(rows, "comm/up_bytes")
+    down = _total(rows, "comm/down_bytes")
     lines = {"all": _sum(up, down)}
     if up != down:
         lines |= {"up": up, "down": down}
-    for name in capacities if any(f"comm/up_bytes/{name}" in row for row in rows for name in capacities) else ():
-        lines[name] = _sum(_total(rows, f"comm/up_bytes/{name}"), _total(rows, f"comm/down_bytes/{name}"))
+    for name in (
+        capacities
+        if any(f"comm/up_bytes/{name}" in row for row in rows for name in capacities)
+        else ()
+    ):
+        lines[name] = _sum(
+            _total(rows, f"comm/up_bytes/{name}"), _total(rows, f"comm/down_bytes/{name}")
+        )
     caption = "Traffic so far, up and down" + (", half each way" if up == down else "")
-    curves = [Curve(name, [line[k] for k in chosen], name == "all", n - 1) for n, (name, line) in enumerate(lines.items())]
+    curves = [
+        Curve(name, [line[k] for k in chosen], name == "all", n - 1)
+        for n, (name, line) in enumerate(lines.items())
+    ]
     return Chart("traffic", caption, [rows[k]["round"] for k in chosen], curves, unit="B")
 
 
@@ -210,14 +343,35 @@ def _against_traffic(rows: list[dict[str, Any]]) -> Chart | None:
     best = max(range(len(scored)), key=lambda k: rows[scored[k]]["test/acc"])
     chosen = [scored[k] for k in kept(len(scored), 1, [best])]
     line = Curve("mean accuracy", [rows[k]["test/acc"] for k in chosen], bold=True, style=-1)
-    return Chart("budget", "Accuracy against traffic, up and down, %", [both[k] for k in chosen], [line], unit="%", x_unit="B")
+    return Chart(
+        "budget",
+        "Accuracy against traffic, up and down, %",
+        [both[k] for k in chosen],
+        [line],
+        unit="%",
+        x_unit="B",
+    )
 
 
 def _traffic_table(rows: list[dict[str, Any]], capacities: list[str]) -> Html | None:
     """Return what has been sent and computed in all, by capacity."""
     lines = []
     for name, end in [*((name, f"/{name}") for name in capacities), ("all", "")]:
-        sums = [sum(row.get(f"{key}{end}") or 0 for row in rows) for key in ("comm/up_bytes", "comm/down_bytes", "compute/flops")]
+        sums = [
+            sum(row.get(f"{key}{end}") or 0 for row in rows)
+            for key in ("comm/up_bytes", "comm/down_bytes", "compute/flops")
+        ]
         if any(sums):
-            lines.append([name, amount(sums[0], "B"), amount(sums[1], "B"), amount(sums[2], "FLOP")])
-    return table("In all rounds so far, over all clients", ("capacity", "up", "down", "training"), lines, foot=True) if lines else None
+            lines.append(
+                [name, amount(sums[0], "B"), amount(sums[1], "B"), amount(sums[2], "FLOP")]
+            )
+    return (
+        table(
+            "In all rounds so far, over all clients",
+            ("capacity", "up", "down", "training"),
+            lines,
+            foot=True,
+        )
+        if lines
+        else None
+    )

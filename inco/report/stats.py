@@ -31,7 +31,8 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 
 def sign_flip_p(gains: Sequence[float]) -> float | None:
-    """Return the exact two-sided p-value of paired differences: how often random signs give a sum at least as far from 0.
+    """Return the exact two-sided p-value of paired differences: how often random signs give a sum
+    at least as far from 0.
 
     None without pairs, and for more than 20. Fisher, The Design of Experiments, 1935, Section 21.
     """
@@ -40,7 +41,8 @@ def sign_flip_p(gains: Sequence[float]) -> float | None:
     sums = np.zeros(1)
     for gain in gains:
         sums = np.concatenate([sums + gain, sums - gain])
-    seen, rounding = abs(sum(gains)), 1e-9 * sum(map(abs, gains))
+    seen = abs(sum(gains))
+    rounding = 1e-9 * sum(map(abs, gains))
     return float(np.mean(np.abs(sums) >= seen - rounding))
 
 

@@ -14,11 +14,31 @@ from inco.report.stats import Spread
 from inco.report.text import MISSING
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", MISSING: "--",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    MISSING: "--",
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
-}  # fmt: skip
-_MARKDOWN = {"\\": "\\\\", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "<": "&lt;", ">": "&gt;", "\n": " "}
+}
+_MARKDOWN = {
+    "\\": "\\\\",
+    "|": "\\|",
+    "*": "\\*",
+    "_": "\\_",
+    "`": "\\`",
+    "<": "&lt;",
+    ">": "&gt;",
+    "\n": " ",
+}
 
 
 class Number(NamedTuple):
@@ -30,7 +50,10 @@ class Number(NamedTuple):
 
 @dataclass
 class Table:
-    """Rows of text, spreads and numbers. `signed`: the spreads are gains; `best`: columns whose largest mean is bold."""
+    """Rows of text, spreads and numbers.
+
+    `signed`: the spreads are gains; `best`: columns whose largest mean is bold.
+    """
 
     caption: str
     heads: list[str]
@@ -41,10 +64,16 @@ class Table:
     @property
     def words(self) -> set[int]:
         """The columns that hold words; numbers stand right."""
-        return {k for k in range(len(self.heads)) if not any(isinstance(row[k], Spread | Number) for row in self.rows)}
+        return {
+            k
+            for k in range(len(self.heads))
+            if not any(isinstance(row[k], Spread | Number) for row in self.rows)
+        }
 
     def is_best(self, row: int, column: int) -> bool:
-        """Say whether a mean is the largest of its column, where the column is one to be large in."""
+        """Say whether a mean is the largest of its column, where the column is one to be large
+        in.
+        """
         if column not in self.best or len(self.rows) < 2:
             return False
         means = [line[column].mean for line in self.rows]
@@ -52,41 +81,72 @@ class Table:
 
     def html(self, name: str) -> Html:
         """Return it as a table that sorts."""
-        rows = [[_html(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
-        return page.table(self.caption, self.heads, rows, sortable=True, name=name, words=self.words)
+        rows = [
+            [_html(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        return page.table(
+            self.caption, self.heads, rows, sortable=True, name=name, words=self.words
+        )
 
     def markdown(self) -> str:
         """Return it for a README or a comment."""
         marks = ["---" if k in self.words else "---:" for k in range(len(self.heads))]
-        lines = [[_markdown(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in ([translated(h, _MARKDOWN) for h in self.heads], marks, *lines)) + "\n"
+        lines = [
+            [_markdown(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        return (
+            "\n".join(
+                f"| {' | '.join(cells)} |"
+                for cells in ([translated(h, _MARKDOWN) for h in self.heads], marks, *lines)
+            )
+            + "\n"
+        )
 
     def latex(self) -> str:
         """Return it as a tabular with the rules of booktabs."""
-        lines = [[_latex(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)] for i, row in enumerate(self.rows)]
+        lines = [
+            [_latex(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
         head = " & ".join(translated(h, _LATEX) for h in self.heads)
         body = [" & ".join(cells) + r" \\" for cells in lines]
         kinds = "".join("l" if k in self.words else "r" for k in range(len(self.heads)))
-        rules = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+        rules = [
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            head + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
         return "\n".join(rules) + "\n"
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Return rows as CSV with all digits; a missing number is an empty field."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 def translated(text: str, signs: dict[str, str]) -> str:
-    """Return a text with the signs that a format gives a meaning to written so that they have none."""
+    """Return a text with the signs that a format gives a meaning to written so that they have
+    none.
+    """
     return "".join(signs.get(sign, sign) for sign in text)
 
 
 def as_markdown(text: str) -> str:
-    """Return a text with the signs that Markdown gives a meaning to written so that they have none, but line ends."""
+    """Return a text with the signs that Markdown gives a meaning to written so that they have none,
+    but line ends.
+    """
     return "\n".join(translated(line, _MARKDOWN) for line in text.split("\n"))
 
 
@@ -116,7 +176,13 @@ def _latex(cell: Any, signed: bool, best: bool) -> str:
     if isinstance(cell, Spread) and cell.mean is not None:
         text = plus_minus(cell, r"\pm", 1, signed)
         return rf"$\mathbf{{{text}}}$" if best else f"${text}$"
-    words = MISSING if isinstance(cell, Spread) else cell.text if isinstance(cell, Number) else str(cell)
+    words = (
+        MISSING
+        if isinstance(cell, Spread)
+        else cell.text
+        if isinstance(cell, Number)
+        else str(cell)
+    )
     return translated(words, _LATEX)
 
 

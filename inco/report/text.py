@@ -10,7 +10,10 @@ MISSING = "\N{EN DASH}"
 
 
 def sig4(value: float | None) -> float | int | None:
-    """Round to 4 significant digits; None for what is missing or not finite. Whole numbers lose their point, so JSON is shorter."""
+    """Round to 4 significant digits; None for what is missing or not finite.
+
+    Whole numbers lose their point, so JSON is shorter.
+    """
     if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.4g}")
@@ -51,7 +54,9 @@ def setting(value: Any) -> str:
     """Write the value of a setting as a command line does: none, true, 0.5, [1,2]."""
     if value is None:
         return "none"
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    return (
+        value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    )
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -35,21 +35,26 @@ class Average:
         return {}
 
     def step(self, w: Tensor, update: Tensor, covered: Tensor, state: dict[str, Tensor]) -> None:
-        """Change `w` [P] in place. Coordinates that are not `covered` (bool [P]) stay as they are."""
+        """Change `w` [P] in place.
+
+        Coordinates that are not `covered` (bool [P]) stay as they are.
+        """
         w.add_(update)
 
 
 class SGD:
     """FedAvgM, SGD with heavy-ball momentum at the server: m <- momentum m + update; w <- w + lr m.
 
-    `lr`: above 0; `momentum`: [0, 1). With lr=1 and momentum=0 it is `Average`, and without momentum it keeps no vector.
-    Raises ConfigError, one line for each wrong setting.
-    Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, 2019.
+    `lr`: above 0; `momentum`: [0, 1). With lr=1 and momentum=0 it is `Average`, and without
+    momentum it keeps no vector. Raises ConfigError, one line for each wrong setting. Hsu et al.,
+    Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification,
+    2019.
     """
 
     def __init__(self, lr: float = 1.0, momentum: float = 0.0) -> None:
         _check(lr=lr, momentum=momentum)
-        self.lr, self.momentum = lr, momentum
+        self.lr = lr
+        self.momentum = momentum
 
     def init(self, w: Tensor) -> dict[str, Tensor]:
         """Return `m` [P], zero at the start; nothing without momentum."""
@@ -67,7 +72,8 @@ class SGD:
 
 
 class _Adaptive(ABC):
-    """FedOpt: m <- beta1 m + (1 - beta1) D; v <- as the method says; w <- w + lr m / (sqrt(v) + tau), elementwise, D the update.
+    """FedOpt: m <- beta1 m + (1 - beta1) D; v <- as the method says; w <- w + lr m / (sqrt(v) +
+    tau), elementwise, D the update.
 
     m starts at zero and v at tau^2; there is no bias correction.
     Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
@@ -79,7 +85,9 @@ class _Adaptive(ABC):
 
     @abstractmethod
     def _second(self, v: Tensor, square: Tensor) -> Tensor:
-        """Return the new second moment from the old one and D^2, which may be overwritten; `v` must not be."""
+        """Return the new second moment from the old one and D^2, which may be overwritten; `v` must
+        not be.
+        """
 
     def init(self, w: Tensor) -> dict[str, Tensor]:
         """Return `m` [P], zero, and `v` [P], tau^2."""
@@ -97,20 +105,27 @@ class _Adaptive(ABC):
 class Adam(_Adaptive):
     """FedAdam: v <- beta2 v + (1 - beta2) D^2.
 
-    `lr`, `tau` (the degree of adaptivity): above 0; `beta1`, `beta2`: [0, 1). Raises ConfigError, one line for each wrong setting.
-    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
+    `lr`, `tau` (the degree of adaptivity): above 0; `beta1`, `beta2`: [0, 1). Raises ConfigError,
+    one line for each wrong setting. Reddi et al., Adaptive Federated Optimization, ICLR 2021,
+    Algorithm 2.
     """
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
+    def __init__(
+        self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+    ) -> None:
         _check(lr=lr, beta1=beta1, beta2=beta2, tau=tau)
-        self.lr, self.beta1, self.beta2, self.tau = lr, beta1, beta2, tau
+        self.lr = lr
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.tau = tau
 
     def _second(self, v: Tensor, square: Tensor) -> Tensor:
         return square.mul_(1 - self.beta2).add_(v, alpha=self.beta2)
 
 
 class Yogi(Adam):
-    """FedYogi: v <- v - (1 - beta2) D^2 sign(v - D^2), so that v moves by at most (1 - beta2) D^2 a round. Settings are Adam's.
+    """FedYogi: v <- v - (1 - beta2) D^2 sign(v - D^2), so that v moves by at most (1 - beta2) D^2 a
+    round. Settings are Adam's.
 
     Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
     """
@@ -123,13 +138,15 @@ class Yogi(Adam):
 class Adagrad(_Adaptive):
     """FedAdagrad: v <- v + D^2; its steps only ever get smaller.
 
-    `lr`, `tau` (the degree of adaptivity): above 0; `beta1`: [0, 1). Raises ConfigError, one line for each wrong setting.
-    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
+    `lr`, `tau` (the degree of adaptivity): above 0; `beta1`: [0, 1). Raises ConfigError, one line
+    for each wrong setting. Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
     """
 
     def __init__(self, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
         _check(lr=lr, beta1=beta1, tau=tau)
-        self.lr, self.beta1, self.tau = lr, beta1, tau
+        self.lr = lr
+        self.beta1 = beta1
+        self.tau = tau
 
     def _second(self, v: Tensor, square: Tensor) -> Tensor:
         return square.add_(v)
@@ -138,8 +155,9 @@ class Adagrad(_Adaptive):
 def _put(into: Tensor, covered: Tensor, new: Tensor) -> None:
     """Write the new values where they are covered.
 
-    Elsewhere nobody has sent anything, and zero is then no measurement: taken for one, it would let old momentum move a weight that no
-    client holds, and wear m and v down with each round's absence, so that the next real update would meet a step size of its own making.
+    Elsewhere nobody has sent anything, and zero is then no measurement: taken for one, it would let
+    old momentum move a weight that no client holds, and wear m and v down with each round's
+    absence, so that the next real update would meet a step size of its own making.
     """
     torch.where(covered, new, into, out=into)
 
@@ -151,7 +169,11 @@ def _blocks(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _check(**settings: float) -> None:
     """Raise one ConfigError for all settings that break their rule."""
-    problems = [f"server.{name}={value}: {_FIXES[name]}" for name, value in settings.items() if not _holds(name, value)]
+    problems = [
+        f"server.{name}={value}: {_FIXES[name]}"
+        for name, value in settings.items()
+        if not _holds(name, value)
+    ]
     if problems:
         raise ConfigError(problems)
 

@@ -24,8 +24,12 @@ class Transform(Protocol):
     def bind(self, layout: Layout, model_pairs: ModelPairs) -> Transform:
         """Complete the transform with the global model; once, before the first round."""
 
-    def __call__(self, update: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
-        """Return the transformed update [P], which leaves `update` as it was, and the round's metrics; draw from `generator` alone."""
+    def __call__(
+        self, update: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the transformed update [P], which leaves `update` as it was, and the round's
+        metrics; draw from `generator` alone.
+        """
 
 
 class Identity:
@@ -34,19 +38,23 @@ class Identity:
     def bind(self, layout: Layout, model_pairs: ModelPairs) -> Identity:
         return self
 
-    def __call__(self, update: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, update: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         return update, {}
 
 
 class InCo:
-    """Internal cross-layer gradients on the flat update [P]; the options are those of `inco.server.cross_layer.mixing`.
+    """Internal cross-layer gradients on the flat update [P]; the options are those of
+    `inco.server.cross_layer.mixing`.
 
-    `pairs`: "auto" (the style of the rule: "official" for official, "paper" for the others), "official", "paper", or a list of
-    [target, reference]. Metrics, for each target that somebody sent: `inco/theta/<layer>`, the mean theta in use, and
-    `inco/beta_positive/<layer>`, the percentage of kernels (or layers) with beta > 0.
+    `pairs`: "auto" (the style of the rule: "official" for official, "paper" for the others),
+    "official", "paper", or a list of [target, reference]. Metrics, for each target that somebody
+    sent: `inco/theta/<layer>`, the mean theta in use, and `inco/beta_positive/<layer>`, the
+    percentage of kernels (or layers) with beta > 0.
 
-    A target that is zero throughout was sent by nobody and stays zero (with theta = 1 the formula alone would move it).
-    Raises ValueError for wrong options at once, for wrong pairs when bound.
+    A target that is zero throughout was sent by nobody and stays zero (with theta = 1 the formula
+    alone would move it). Raises ValueError for wrong options at once, for wrong pairs when bound.
     Chan et al., ICLR 2024, Internal Cross-layer Gradients, Algorithm 1.
     """
 
@@ -62,31 +70,45 @@ class InCo:
     ) -> None:
         self.options = mixing(rule, normalize, optimize, granularity, theta_max, clip)
         if isinstance(pairs, str) and pairs not in ("auto", *STYLES):
-            raise ValueError(f"pairs={pairs}: no such style; use auto, official, paper or a list of [target, reference]")
+            raise ValueError(
+                f"pairs={pairs}: no such style; use auto, official, paper or a list of [target,"
+                " reference]"
+            )
         self.chosen = pairs if isinstance(pairs, str) else as_pairs(pairs)
         self.layout: Layout | None = None
         self.pairs: tuple[Pair, ...] = ()
 
     def bind(self, layout: Layout, model_pairs: ModelPairs) -> InCo:
-        """Return a copy that knows where the tensors of its pairs lie. ValueError names the pairs that do not fit `layout`."""
+        """Return a copy that knows where the tensors of its pairs lie.
+
+        ValueError names the pairs that do not fit `layout`.
+        """
         chosen = self.chosen
         if isinstance(chosen, str):
             chosen = tuple(model_pairs(self.options.pair_style if chosen == "auto" else chosen))
         bound = copy.copy(self)
-        bound.layout, bound.pairs = layout, check_pairs(chosen, layout.entries)
+        bound.layout = layout
+        bound.pairs = check_pairs(chosen, layout.entries)
         return bound
 
     @torch.no_grad()
-    def __call__(self, update: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, update: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         if self.layout is None:
-            raise RuntimeError("InCo is not bound to a model; use transform = transform.bind(layout, model_pairs) first")
+            raise RuntimeError(
+                "InCo is not bound to a model; use transform = transform.bind(layout, model_pairs)"
+                " first"
+            )
         if not self.pairs:
             return update, {}
         new = update.clone()
         rows = []
         for pair in self.pairs:
-            target, reference = self.layout.view(update, pair.target), self.layout.view(update, pair.reference)
-            into, sent = self.layout.view(new, pair.target), target.any()
+            target = self.layout.view(update, pair.target)
+            reference = self.layout.view(update, pair.reference)
+            into = self.layout.view(new, pair.target)
+            sent = target.any()
             mixed = mix(target, reference, self.options, out=into)
             if not self.options.optimize:
                 into.mul_(sent)

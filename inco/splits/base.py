@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from inco.errors import ConfigError
+from inco.fast.shapes import shapes_only
 from inco.flat import Layout, Slice, layouts_of
 from inco.models.base import PLAIN, Family, Form, fresh, relative
-from inco.shapes import shapes_only
 from inco.types import Aggregate, ClassRows, Objective, Pair, SubModel, cross_entropy
 
 
 @dataclass(frozen=True)
 class Norm:
-    """Where BatchNorm's statistics come from when a sub-model is scored; models without BatchNorm have none.
+    """Where BatchNorm's statistics come from when a sub-model is scored; models without BatchNorm
+    have none.
 
-    `kind`: "aggregated", running statistics travel with the weights and are averaged over their holders; "static", measured anew at each
-    scoring, on `images` images of the training set (None: all) (Diao et al., ICLR 2021); "batch", those of the
-    test images at hand. With the last two, nothing travels.
+    `kind`: "aggregated", running statistics travel with the weights and are averaged over their
+    holders; "static", measured anew at each scoring, on `images` images of the training set (None:
+    all) (Diao et al., ICLR 2021); "batch", those of the test images at hand. With the last two,
+    nothing travels.
     """
 
     kind: str = "aggregated"
@@ -35,16 +37,18 @@ class Norm:
             raise ConfigError(f"split.bn={self.kind}: must be aggregated, static or batch")
         if self.images is not None and self.images < 2:
             raise ConfigError(
-                f"split.bn_images={self.images}: one image has no variance; use 2 or more, or null for the whole training set"
+                f"split.bn_images={self.images}: one image has no variance; use 2 or more, or null"
+                " for the whole training set"
             )
 
 
 class Split(ABC):
     """A way to give each level of clients a part of the server's vectors.
 
-    `names`: short names of the levels, smallest first; `params`, `buffers`: layouts of the server's vectors, [P] and [B];
-    `moving`: whether what a level holds changes from round to round; `norm`: how BatchNorm is scored; `side_size`: entries Q of
-    the vector in which sub-models' side sums are averaged; `masked`: whether tasks are to say which classes a client has.
+    `names`: short names of the levels, smallest first; `params`, `buffers`: layouts of the server's
+    vectors, [P] and [B]; `moving`: whether what a level holds changes from round to round; `norm`:
+    how BatchNorm is scored; `side_size`: entries Q of the vector in which sub-models' side sums are
+    averaged; `masked`: whether tasks are to say which classes a client has.
     """
 
     names: tuple[str, ...]
@@ -57,11 +61,15 @@ class Split(ABC):
 
     @abstractmethod
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return the server's first parameters [P] and buffers [B]; they depend on the seed alone."""
+        """Return the server's first parameters [P] and buffers [B]; they depend on the seed
+        alone.
+        """
 
     @abstractmethod
     def submodel(self, level: int, round: int) -> SubModel:
-        """Return what clients of a level (0 is the smallest) hold in a round (from 1; 0 stands for the first)."""
+        """Return what clients of a level (0 is the smallest) hold in a round (from 1; 0 stands for
+        the first).
+        """
 
     @abstractmethod
     def pairs(self, style: str) -> tuple[Pair, ...]:
@@ -75,8 +83,12 @@ class Split(ABC):
         """Return the split's own vectors at the server before the first round."""
         return {}
 
-    def server_update(self, server: dict[str, Tensor], update: Tensor, aggregate: Aggregate) -> Tensor:
-        """Return what the server is about to add, [P], from the algorithm's `update`; before the transform."""
+    def server_update(
+        self, server: dict[str, Tensor], update: Tensor, aggregate: Aggregate
+    ) -> Tensor:
+        """Return what the server is about to add, [P], from the algorithm's `update`; before the
+        transform.
+        """
         return update
 
 
@@ -89,18 +101,30 @@ class Cut(NamedTuple):
 
 
 class Relatives(Split):
-    """One global model of form `whole`, and for each level a relative of it: the first blocks of each group, some of the channels."""
+    """One global model of form `whole`, and for each level a relative of it: the first blocks of
+    each group, some of the channels.
+    """
 
     def __init__(
-        self, family: Family, cuts: Sequence[Cut], whole: Form = PLAIN, norm: Norm | None = None, objective: Objective = cross_entropy
+        self,
+        family: Family,
+        cuts: Sequence[Cut],
+        whole: Form = PLAIN,
+        norm: Norm | None = None,
+        objective: Objective = cross_entropy,
     ) -> None:
         self.norm = norm or Norm()
         batch_stats = self.norm.kind != "aggregated" and _keeps_statistics(family)
-        self.family, self.whole, self.objective = family, replace(whole, batch_stats=batch_stats), objective
+        self.family = family
+        self.whole = replace(whole, batch_stats=batch_stats)
+        self.objective = objective
         self.cuts = [c._replace(form=replace(c.form, batch_stats=batch_stats)) for c in cuts]
         self.names = tuple(c.name for c in cuts)
         if len(set(self.names)) < len(self.names):
-            raise ConfigError(f"split.levels: two levels are called {max(self.names, key=self.names.count)}; make them differ by more")
+            raise ConfigError(
+                f"split.levels: two levels are called {max(self.names, key=self.names.count)}; make"
+                " them differ by more"
+            )
         self.params, self.buffers = self._layouts(None, self.whole)
         self._parts = [self._layouts(c.keep, c.form) for c in self.cuts]
         self._kept: dict[int, tuple[int, SubModel]] = {}
@@ -108,12 +132,16 @@ class Relatives(Split):
     def _layouts(self, keep: Sequence[int] | None, form: Form) -> tuple[Layout, Layout]:
         with shapes_only():
             model = relative(self.family, keep, form)
-        return layouts_of(model, self.family.axes(keep) if form == PLAIN else self.family.axes(keep, form))
+        return layouts_of(
+            model, self.family.axes(keep) if form == PLAIN else self.family.axes(keep, form)
+        )
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
         model = fresh(self.family, seed, form=self.whole)
         self.family.load_pretrained(model)
-        return self.params.pack(dict(model.named_parameters())), self.buffers.pack(dict(model.named_buffers()))
+        return self.params.pack(dict(model.named_parameters())), self.buffers.pack(
+            dict(model.named_buffers())
+        )
 
     def submodel(self, level: int, round: int) -> SubModel:
         made = self._phase(round)
@@ -130,10 +158,19 @@ class Relatives(Split):
         return {}
 
     def _make(self, level: int, phase: int) -> SubModel:
-        cut, (params, buffers) = self.cuts[level], self._parts[level]
+        cut = self.cuts[level]
+        (params, buffers) = self._parts[level]
         channels = self._channels(level, phase)
-        held, stats = Slice.by_axes(self.params, params, channels), Slice.by_axes(self.buffers, buffers, channels)
-        return SubModel(level, cut.name, partial(relative, self.family, cut.keep, cut.form), held, stats, self.objective)
+        held = Slice.by_axes(self.params, params, channels)
+        stats = Slice.by_axes(self.buffers, buffers, channels)
+        return SubModel(
+            level,
+            cut.name,
+            partial(relative, self.family, cut.keep, cut.form),
+            held,
+            stats,
+            self.objective,
+        )
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         return self.family.pairs(style)
@@ -144,10 +181,12 @@ class Relatives(Split):
 
 def class_rows(part: Slice) -> ClassRows:
     """Return the parameters of a sub-model whose first dimension is the classes."""
-    local, owner = [], []
+    local = []
+    owner = []
     if not any(e.axes[:1] == ("classes",) for e in part.layout.entries.values()):
         raise ConfigError(
-            "split.masked_loss: the model's axes name no dimension `classes`; use split.masked_loss=off, or name the classifier's so"
+            "split.masked_loss: the model's axes name no dimension `classes`; use"
+            " split.masked_loss=off, or name the classifier's so"
         )
     for e in part.layout.entries.values():
         if e.axes[:1] == ("classes",):
@@ -158,7 +197,10 @@ def class_rows(part: Slice) -> ClassRows:
 
 
 def _keeps_statistics(family: Family) -> bool:
-    """Tell whether a family has running statistics, and can be built without. ConfigError where it cannot."""
+    """Tell whether a family has running statistics, and can be built without.
+
+    ConfigError where it cannot.
+    """
     with shapes_only():
         if not any(True for _ in family.build().buffers()):
             return False
@@ -168,27 +210,41 @@ def _keeps_statistics(family: Family) -> bool:
             bare = family.build()
     if any(b.is_floating_point() for b in bare.buffers()):
         raise ConfigError(
-            "split.bn: this model keeps running statistics whatever is asked; use split.bn=aggregated, or heed form.batch_stats"
+            "split.bn: this model keeps running statistics whatever is asked; use"
+            " split.bn=aggregated, or heed form.batch_stats"
         )
     return True
 
 
 class BlockSplit(Relatives):
-    """A global model and its relatives that keep the first blocks of each group. `levels`: blocks kept, smallest first."""
+    """A global model and its relatives that keep the first blocks of each group.
 
-    def __init__(self, family: Family, levels: Sequence[Sequence[int]], norm: Norm | None = None) -> None:
-        cuts = [Cut(name, list(keep)) for name, keep in zip(depth_names(family, levels), levels, strict=True)]
+    `levels`: blocks kept, smallest first.
+    """
+
+    def __init__(
+        self, family: Family, levels: Sequence[Sequence[int]], norm: Norm | None = None
+    ) -> None:
+        cuts = [
+            Cut(name, list(keep))
+            for name, keep in zip(depth_names(family, levels), levels, strict=True)
+        ]
         super().__init__(family, cuts, norm=norm)
 
 
 def depth_names(family: Family, levels: Sequence[Sequence[int]]) -> tuple[str, ...]:
     """Short names of the levels; where two relatives have one name, the blocks kept are added."""
     names = [family.level_name(keep) for keep in levels]
-    return tuple(n if names.count(n) == 1 else f"{n}({'-'.join(map(str, k))})" for n, k in zip(names, levels, strict=True))
+    return tuple(
+        n if names.count(n) == 1 else f"{n}({'-'.join(map(str, k))})"
+        for n, k in zip(names, levels, strict=True)
+    )
 
 
 class Whole(BlockSplit):
     """Every client holds the whole global model. `bn`, `bn_images`: see `Norm`."""
 
-    def __init__(self, bn: str = "aggregated", bn_images: int | None = None, *, family: Family) -> None:
+    def __init__(
+        self, bn: str = "aggregated", bn_images: int | None = None, *, family: Family
+    ) -> None:
         super().__init__(family, [list(family.blocks.values())], Norm(bn, bn_images))

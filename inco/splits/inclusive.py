@@ -1,4 +1,6 @@
-"""InclusiveFL: a depth split in which each size has its own last layer and classifier, and learns from the next larger size's layers."""
+"""InclusiveFL: a depth split in which each size has its own last layer and classifier, and learns
+from the next larger size's layers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from inco.types import Aggregate, Pair, SideSum, SubModel
 
 @dataclass(frozen=True)
 class Lesson:
-    """A tensor of a level's last block: where it lies at the server, where its momentum lies in the side vector, and its size."""
+    """A tensor of a level's last block: where it lies at the server, where its momentum lies in the
+    side vector, and its size.
+    """
 
     place: int
     side: int
@@ -27,17 +31,21 @@ class Lesson:
 
 
 class Inclusive(Split):
-    """Levels are the first blocks of each group. A level's last block of each group, and what follows the blocks, are its own; what is
-    before them is shared with all levels that have it before their last block.
+    """Levels are the first blocks of each group. A level's last block of each group, and what
+    follows the blocks, are its own; what is before them is shared with all levels that have it
+    before their last block.
 
-    Momentum distillation: a level's update of its last block becomes beta m + (1 - beta) times itself, where m is the mean, over
-    this block and those that the next larger level has beyond it, of that level's own update of the former round. m is zero in round 1,
-    and where nobody of that level took part in the former round; the largest level has no m. Only tensors of equal shape enter m.
+    Momentum distillation: a level's update of its last block becomes beta m + (1 - beta) times
+    itself, where m is the mean, over this block and those that the next larger level has beyond it,
+    of that level's own update of the former round. m is zero in round 1, and where nobody of that
+    level took part in the former round; the largest level has no m. Only tensors of equal shape
+    enter m.
 
-    `levels`: as for the stage and layer splits; null takes the paper's five sizes. `beta`: [0, 1). `bn`, `bn_images`: see `Norm`.
-    Liu et al., No One Left Behind: Inclusive Federated Learning over Heterogeneous Devices, KDD 2022. Its text gives one sequence of
-    layers; that each stage of a ResNet is such a sequence is our reading. The published code never comes to use m; this is what it means
-    to do.
+    `levels`: as for the stage and layer splits; null takes the paper's five sizes. `beta`: [0, 1).
+    `bn`, `bn_images`: see `Norm`. Liu et al., No One Left Behind: Inclusive Federated Learning over
+    Heterogeneous Devices, KDD 2022. Its text gives one sequence of layers; that each stage of a
+    ResNet is such a sequence is our reading. The published code never comes to use m; this is what
+    it means to do.
     """
 
     def __init__(
@@ -50,11 +58,23 @@ class Inclusive(Split):
         family: Family,
     ) -> None:
         if not 0 <= beta < 1:
-            raise ConfigError(f"split.beta={beta}: must be at least 0 and below 1; the published code has 0.2, and 0 teaches nothing")
-        self.family, self.beta, self.norm = family, beta, Norm(bn, bn_images)
+            raise ConfigError(
+                f"split.beta={beta}: must be at least 0 and below 1; the published code has 0.2,"
+                " and 0 teaches nothing"
+            )
+        self.family = family
+        self.beta = beta
+        self.norm = Norm(bn, bn_images)
         self._table = depth_table(family.depth_levels() if levels is None else levels)
-        if any(a > b for small, large in pairwise(self._table) for a, b in zip(small, large, strict=True)):
-            raise ConfigError(f"split.levels={self._table}: with split=inclusive each level has at least the blocks of the one before it")
+        if any(
+            a > b
+            for small, large in pairwise(self._table)
+            for a, b in zip(small, large, strict=True)
+        ):
+            raise ConfigError(
+                f"split.levels={self._table}: with split=inclusive each level has at least the"
+                " blocks of the one before it"
+            )
         self._shared = Depth(self._table, bn, bn_images, family=family)
         self.names = self._shared.names
         cuts = [self._shared.submodel(level, 0) for level in range(len(self._table))]
@@ -64,11 +84,15 @@ class Inclusive(Split):
         self.lessons = self._teach()
 
     def _last(self, level: int) -> set[str]:
-        return {f"{group}.{kept - 1}" for group, kept in zip(self.family.blocks, self._table[level], strict=True)}
+        return {
+            f"{group}.{kept - 1}"
+            for group, kept in zip(self.family.blocks, self._table[level], strict=True)
+        }
 
     def _place(self, level: int, name: str) -> str:
         """Return the server's name of a level's tensor."""
-        top, block = name.split(".")[0], ".".join(name.split(".")[:2])
+        top = name.split(".")[0]
+        block = ".".join(name.split(".")[:2])
         own = block in self._last(level) if top in self.family.blocks else top in self.family.after
         return f"{level}-{self.names[level]}/{name}" if own else name
 
@@ -96,15 +120,26 @@ class Inclusive(Split):
         return Slice(part, Slice.by_name(whole, renamed).index)
 
     def _teach(self) -> list[Lesson]:
-        """Find what each level learns from the next, and note in the larger one's sub-model what it has to tell."""
-        lessons, used = [], 0
+        """Find what each level learns from the next, and note in the larger one's sub-model what it
+        has to tell.
+        """
+        lessons = []
+        used = 0
         for level in range(len(self._table) - 1):
-            mine, theirs, told = self._submodels[level].params.layout, self._submodels[level + 1].params.layout, []
+            mine = self._submodels[level].params.layout
+            theirs = self._submodels[level + 1].params.layout
+            told = []
             for name, blocks in self._lessons(level):
                 e = mine.entries[name]
-                held = [theirs.entries[other] for other in blocks if theirs.entries[other].shape == e.shape]
+                held = [
+                    theirs.entries[other]
+                    for other in blocks
+                    if theirs.entries[other].shape == e.shape
+                ]
                 if held:
-                    lessons.append(Lesson(self.params.entries[self._place(level, name)].offset, used, e.numel))
+                    lessons.append(
+                        Lesson(self.params.entries[self._place(level, name)].offset, used, e.numel)
+                    )
                     told += [SideSum(other.offset, used, e.numel, 1 / len(held)) for other in held]
                     used += e.numel
             self._submodels[level + 1] = replace(self._submodels[level + 1], side=tuple(told))
@@ -112,22 +147,37 @@ class Inclusive(Split):
         return lessons
 
     def _lessons(self, level: int) -> Iterator[tuple[str, list[str]]]:
-        """Yield each tensor of a level's last blocks with its namesakes in the next level's blocks from there on."""
-        for group, kept, larger in zip(self.family.blocks, self._table[level], self._table[level + 1], strict=True):
+        """Yield each tensor of a level's last blocks with its namesakes in the next level's blocks
+        from there on.
+        """
+        for group, kept, larger in zip(
+            self.family.blocks, self._table[level], self._table[level + 1], strict=True
+        ):
             prefix = f"{group}.{kept - 1}."
             for name in self._submodels[level].params.layout.entries:
                 if name.startswith(prefix):
                     role = name.removeprefix(prefix)
                     others = [f"{group}.{b}.{role}" for b in range(kept - 1, larger)]
-                    yield name, [o for o in others if o in self._submodels[level + 1].params.layout.entries]
+                    yield (
+                        name,
+                        [
+                            o
+                            for o in others
+                            if o in self._submodels[level + 1].params.layout.entries
+                        ],
+                    )
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
         w, b = self._shared.initial(seed)
-        return self._spread(w, self._shared.params, self.params), self._spread(b, self._shared.buffers, self.buffers)
+        return self._spread(w, self._shared.params, self.params), self._spread(
+            b, self._shared.buffers, self.buffers
+        )
 
     @staticmethod
     def _spread(vector: Tensor, whole: Layout, wanted: Layout) -> Tensor:
-        return wanted.pack({name: whole.view(vector, name.rpartition("/")[2]) for name in wanted.entries})
+        return wanted.pack(
+            {name: whole.view(vector, name.rpartition("/")[2]) for name in wanted.entries}
+        )
 
     def submodel(self, level: int, round: int) -> SubModel:
         return self._submodels[level]
@@ -135,10 +185,13 @@ class Inclusive(Split):
     def init_server(self) -> dict[str, Tensor]:
         return {"m": torch.zeros(self.side_size)}
 
-    def server_update(self, server: dict[str, Tensor], update: Tensor, aggregate: Aggregate) -> Tensor:
+    def server_update(
+        self, server: dict[str, Tensor], update: Tensor, aggregate: Aggregate
+    ) -> Tensor:
         assert aggregate.side is not None
         for lesson in self.lessons:
-            own, m = update.narrow(0, lesson.place, lesson.numel), server["m"].narrow(0, lesson.side, lesson.numel)
+            own = update.narrow(0, lesson.place, lesson.numel)
+            m = server["m"].narrow(0, lesson.side, lesson.numel)
             own.copy_(distilled(own, m, self.beta))
         server["m"] = aggregate.side
         return update  # what nobody holds is zeroed by the simulator, whoever teaches it
@@ -147,17 +200,25 @@ class Inclusive(Split):
         return self._shared.taps(level)
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
-        """Each level's pairs, by the places of its tensors; a shared tensor is mixed once, with the reference of the largest level."""
+        """Each level's pairs, by the places of its tensors; a shared tensor is mixed once, with the
+        reference of the largest level.
+        """
         found: dict[str, Pair] = {}
         for level, sub in enumerate(self._submodels):
             for p in self.family.pairs(style):
-                if p.target in sub.params.layout.entries and p.reference in sub.params.layout.entries:
-                    target, reference = self._place(level, p.target), self._place(level, p.reference)
+                if (
+                    p.target in sub.params.layout.entries
+                    and p.reference in sub.params.layout.entries
+                ):
+                    target = self._place(level, p.target)
+                    reference = self._place(level, p.reference)
                     if target != reference:
                         found[target] = Pair(target, reference)
         return tuple(found.values())
 
 
 def distilled(own: Tensor, momentum: Tensor, beta: float) -> Tensor:
-    """Return beta m + (1 - beta) G, the update of a level's last layer after momentum distillation (Liu et al., 2022)."""
+    """Return beta m + (1 - beta) G, the update of a level's last layer after momentum distillation
+    (Liu et al., 2022).
+    """
     return own * (1 - beta) + momentum * beta

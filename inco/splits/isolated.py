@@ -1,4 +1,6 @@
-"""Isolated split: clients share with clients of the same size alone (the paper's Tables 1 and 5)."""
+"""Isolated split: clients share with clients of the same size alone (the paper's Tables 1 and
+5).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from inco.types import Pair, SubModel
 class Isolated(Split):
     """One separate server model for each level; the server's vectors hold them one after the other.
 
-    `levels`: as for the stage and layer splits; null takes the paper's five sizes of the model. `bn`, `bn_images`: see `Norm`.
+    `levels`: as for the stage and layer splits; null takes the paper's five sizes of the model.
+    `bn`, `bn_images`: see `Norm`.
     """
 
     def __init__(
@@ -30,8 +33,13 @@ class Isolated(Split):
         *,
         family: Family,
     ) -> None:
-        table = [[k] if isinstance(k, int) else list(k) for k in (family.depth_levels() if levels is None else levels)]
-        self.family, self._table, self.norm = family, table, Norm(bn, bn_images)
+        table = [
+            [k] if isinstance(k, int) else list(k)
+            for k in (family.depth_levels() if levels is None else levels)
+        ]
+        self.family = family
+        self._table = table
+        self.norm = Norm(bn, bn_images)
         shared = Depth(table, bn, bn_images, family=family)
         self.names = shared.names
         cuts = [shared.submodel(level, 0) for level in range(len(table))]
@@ -49,7 +57,9 @@ class Isolated(Split):
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
         starts = [Depth([keep], self.norm.kind, family=self.family) for keep in self._table]
-        firsts = [_initial(start, seed_for(seed, "init", level)) for level, start in enumerate(starts)]
+        firsts = [
+            _initial(start, seed_for(seed, "init", level)) for level, start in enumerate(starts)
+        ]
         return torch.cat([w for w, _ in firsts]), torch.cat([b for _, b in firsts])
 
     def submodel(self, level: int, round: int) -> SubModel:
@@ -62,7 +72,8 @@ class Isolated(Split):
         found = []
         for s in self._submodels:
             for p in self.family.pairs(style):
-                target, reference = f"{_place(s)}/{p.target}", f"{_place(s)}/{p.reference}"
+                target = f"{_place(s)}/{p.target}"
+                reference = f"{_place(s)}/{p.reference}"
                 if target in self.params.entries and reference in self.params.entries:
                     found.append(Pair(target, reference))
         return tuple(found)
@@ -76,5 +87,6 @@ def _initial(split: Depth, seed: int) -> tuple[Tensor, Tensor]:
     """The first weights of the one size in `split`: the first of the whole model's, cut."""
     w, b = split.initial(seed)
     cut = split.submodel(0, 0)
-    own_w, own_b = torch.empty(cut.params.layout.numel), torch.empty(cut.buffers.layout.numel)
+    own_w = torch.empty(cut.params.layout.numel)
+    own_b = torch.empty(cut.buffers.layout.numel)
     return cut.params.gather(w, own_w), cut.buffers.gather(b, own_b)

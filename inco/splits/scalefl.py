@@ -1,4 +1,6 @@
-"""ScaleFL: smaller clients hold fewer channels and fewer blocks, and every depth has a classifier of its own that the deepest teaches."""
+"""ScaleFL: smaller clients hold fewer channels and fewer blocks, and every depth has a classifier
+of its own that the deepest teaches.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,22 @@ from torch import Tensor
 
 from inco.errors import ConfigError
 from inco.models.base import Family, Form
-from inco.objectives import SelfDistillation
 from inco.splits.base import Cut, Norm, Relatives
+from inco.splits.objectives import SelfDistillation
 from inco.splits.width import channels_of, groups_of, leading, narrowed
 
 
 class ScaleFL(Relatives):
-    """Level l holds the first int(s_l C) channels of every layer, the blocks up to its last exit, and the exits on the way.
+    """Level l holds the first int(s_l C) channels of every layer, the blocks up to its last exit,
+    and the exits on the way.
 
-    `levels`: [rate s_l, number of exits h_l] of each level, smallest first; the global model's own classifier counts as the last exit.
-    `exits`: after how many blocks of the whole model the early exits stand. Null takes the published ones: four levels, of which a
-    ResNet's have rates .7, .7, .75 and 1 and exits at 30, 38 and 46 of 54 blocks, here in proportion; a ViT's .4, .55, .75 and 1, after
-    4, 6 and 9 of 12.
-    `gamma`, `temperature`, `reduction`, `detach`, `start`: see `SelfDistillation`. `scaler`: divide activations of narrowed
-    layers by the rate. `bn`, `bn_images`: see `Norm`.
-    Ilhan et al., ScaleFL, CVPR 2023, and its published code.
+    `levels`: [rate s_l, number of exits h_l] of each level, smallest first; the global model's own
+    classifier counts as the last exit. `exits`: after how many blocks of the whole model the early
+    exits stand. Null takes the published ones: four levels, of which a ResNet's have rates .7, .7,
+    .75 and 1 and exits at 30, 38 and 46 of 54 blocks, here in proportion; a ViT's .4, .55, .75 and
+    1, after 4, 6 and 9 of 12. `gamma`, `temperature`, `reduction`, `detach`, `start`: see
+    `SelfDistillation`. `scaler`: divide activations of narrowed layers by the rate. `bn`,
+    `bn_images`: see `Norm`. Ilhan et al., ScaleFL, CVPR 2023, and its published code.
     """
 
     def __init__(
@@ -48,17 +51,25 @@ class ScaleFL(Relatives):
         _check_exits(places, most)
         if levels is None and len(places) != len(rates):
             raise ConfigError(
-                f"split.exits={exits} with split.levels=null: the four published levels need three early exits; give split.levels"
+                f"split.exits={exits} with split.levels=null: the four published levels need three"
+                " early exits; give split.levels"
             )
-        table = [(r, h) for h, r in enumerate(rates, start=1)] if levels is None else [(float(r), int(h)) for r, h in levels]
+        table = (
+            [(r, h) for h, r in enumerate(rates, start=1)]
+            if levels is None
+            else [(float(r), int(h)) for r, h in levels]
+        )
         _check(table, places)
         self.groups = groups_of(family, Form(exits=tuple(places[:-1])), "scalefl")
         self.sizes = [narrowed(self.groups, rate, math.floor) for rate, _ in table]
-        early, cuts = tuple(places[:-1]), []
+        early = tuple(places[:-1])
+        cuts = []
         for (rate, count), sizes in zip(table, self.sizes, strict=True):
             narrow = Form(sizes, rate if scaler else 1.0) if rate < 1 else Form()
             form = Form(narrow.sizes, narrow.scale, exits=early)
-            cuts.append(Cut(_name(rate, count, len(places)), _first_blocks(family, places[count - 1]), form))
+            cuts.append(
+                Cut(_name(rate, count, len(places)), _first_blocks(family, places[count - 1]), form)
+            )
         objective = SelfDistillation(gamma, temperature, reduction, detach, start)  # type: ignore[arg-type]
         super().__init__(family, cuts, Form(exits=early), Norm(bn, bn_images), objective)
 
@@ -67,11 +78,15 @@ class ScaleFL(Relatives):
 
 
 def published(recipe: str, blocks: int) -> tuple[list[float], list[int]]:
-    """Return the rates and exits (the last is the end) of the published code for a kind of model, exits in proportion to its blocks."""
+    """Return the rates and exits (the last is the end) of the published code for a kind of model,
+    exits in proportion to its blocks.
+    """
     if recipe == "vit":
-        rates, shares = [0.4, 0.55, 0.75, 1.0], [4 / 12, 6 / 12, 9 / 12, 1]
+        rates = [0.4, 0.55, 0.75, 1.0]
+        shares = [4 / 12, 6 / 12, 9 / 12, 1]
     else:
-        rates, shares = [0.7, 0.7, 0.75, 1.0], [30 / 54, 38 / 54, 46 / 54, 1]
+        rates = [0.7, 0.7, 0.75, 1.0]
+        shares = [30 / 54, 38 / 54, 46 / 54, 1]
     return rates, [round(share * blocks) for share in shares]
 
 
@@ -90,15 +105,29 @@ def _first_blocks(family: Family, count: int) -> list[int]:
 
 def _check_exits(places: Sequence[int], most: int) -> None:
     if most < 2:
-        raise ConfigError(f"split=scalefl: the model has {most} blocks, and needs two or more to end early; use split=width")
+        raise ConfigError(
+            f"split=scalefl: the model has {most} blocks, and needs two or more to end early; use"
+            " split=width"
+        )
     if any(a >= b for a, b in pairwise(places)) or places[0] < 1:
-        raise ConfigError(f"split.exits={places[:-1]}: list them in order, each after 1 to {most - 1} of the model's {most} blocks")
+        raise ConfigError(
+            f"split.exits={places[:-1]}: list them in order, each after 1 to {most - 1} of the"
+            f" model's {most} blocks"
+        )
 
 
 def _check(table: Sequence[tuple[float, int]], places: Sequence[int]) -> None:
     if not table or any(not 0 < rate <= 1 or not 1 <= h <= len(places) for rate, h in table):
-        raise ConfigError(f"split.levels={table}: give [rate, exits] a level; rates are above 0 and at most 1, exits 1 to {len(places)}")
+        raise ConfigError(
+            f"split.levels={table}: give [rate, exits] a level; rates are above 0 and at most 1,"
+            f" exits 1 to {len(places)}"
+        )
     if any(a >= b for a, b in pairwise((h, rate) for rate, h in table)):
-        raise ConfigError(f"split.levels={table}: list the levels smallest first, by exits and then by rate")
+        raise ConfigError(
+            f"split.levels={table}: list the levels smallest first, by exits and then by rate"
+        )
     if table[-1] != (1.0, len(places)):
-        raise ConfigError(f"split.levels={table}: the last level is the whole model; end with [1.0, {len(places)}]")
+        raise ConfigError(
+            f"split.levels={table}: the last level is the whole model; end with [1.0,"
+            f" {len(places)}]"
+        )

@@ -1,4 +1,6 @@
-"""Width splits: smaller clients hold some of each layer's channels, the first ones (HeteroFL) or a window that moves (FedRolex)."""
+"""Width splits: smaller clients hold some of each layer's channels, the first ones (HeteroFL) or a
+window that moves (FedRolex).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from torch import Tensor
 from inco.errors import ConfigError
 from inco.flat import Slice
 from inco.models.base import Family, Form, Group
-from inco.objectives import MaskedCrossEntropy
 from inco.seeding import generator
 from inco.splits.base import Cut, Norm, Relatives, class_rows
+from inco.splits.objectives import MaskedCrossEntropy
 from inco.types import SubModel, cross_entropy
 
 
@@ -32,24 +34,35 @@ def groups_of(family: Family, form: Form, split: str) -> dict[str, Group]:
     groups = family.groups(form) if hasattr(family, "groups") else {}
     if not groups:
         raise ConfigError(
-            f"split={split} with model={family.name}: this model names no channels that can be cut; use split=stage or isolated, "
-            "or give its family `groups`"
+            f"split={split} with model={family.name}: this model names no channels that can be cut;"
+            " use split=stage or isolated, or give its family `groups`"
         )
     return groups
 
 
-def narrowed(groups: Mapping[str, Group], rate: float, rounding: Callable[[float], int] = math.ceil) -> dict[str, int]:
+def narrowed(
+    groups: Mapping[str, Group], rate: float, rounding: Callable[[float], int] = math.ceil
+) -> dict[str, int]:
     """Return the channels of each group at a rate: rounding(rate x units) units, at least one."""
     sizes: dict[str, int] = {}
     for name, g in groups.items():
         if g.of is None:
             # 0.7 * 10 is 7.000000000000001, whose ceiling is not 7
             sizes[name] = g.unit * max(1, rounding(round(rate * (g.size // g.unit), 9)))
-    return sizes | {name: g.size // groups[g.of].size * sizes[g.of] for name, g in groups.items() if g.of is not None}
+    return sizes | {
+        name: g.size // groups[g.of].size * sizes[g.of]
+        for name, g in groups.items()
+        if g.of is not None
+    }
 
 
-def channels_of(groups: Mapping[str, Group], sizes: Mapping[str, int], window: Callable[[int, int, str], Tensor]) -> dict[str, Tensor]:
-    """Return which channels of each group are held, int64. `window(n, length, name)` chooses `length` of n units."""
+def channels_of(
+    groups: Mapping[str, Group], sizes: Mapping[str, int], window: Callable[[int, int, str], Tensor]
+) -> dict[str, Tensor]:
+    """Return which channels of each group are held, int64.
+
+    `window(n, length, name)` chooses `length` of n units.
+    """
     held: dict[str, Tensor] = {}
     for name, g in groups.items():
         if g.of is None:
@@ -68,33 +81,56 @@ def leading(n: int, length: int, name: str = "") -> Tensor:
 
 
 def rolling(n: int, length: int, start: int) -> Tensor:
-    """Return the window of `length` of n channels from `start` on, around the end (FedRolex). All n stay in their order."""
+    """Return the window of `length` of n channels from `start` on, around the end (FedRolex).
+
+    All n stay in their order.
+    """
     return torch.arange(n) if length == n else (start + torch.arange(length)) % n
 
 
 class WidthSplit(Relatives):
     """Levels of one depth and several widths.
 
-    `levels`: rates, smallest first; a hidden layer of C channels keeps ceil(rate C). `masked_loss`: what becomes of the logits of classes
-    that a client has no example of: "zero" (published), "minus_inf", or "off"; unless off, such a client also leaves the classifier's
-    rows of those classes out of the average. `scaler`: divide activations of narrowed layers by the rate, before each norm. `bn`,
-    `bn_images`: see `Norm`.
+    `levels`: rates, smallest first; a hidden layer of C channels keeps ceil(rate C). `masked_loss`:
+    what becomes of the logits of classes that a client has no example of: "zero" (published),
+    "minus_inf", or "off"; unless off, such a client also leaves the classifier's rows of those
+    classes out of the average. `scaler`: divide activations of narrowed layers by the rate, before
+    each norm. `bn`, `bn_images`: see `Norm`.
     """
 
     title = "width"
 
     def __init__(
-        self, levels: Sequence[float], masked_loss: str, scaler: bool, bn: str, bn_images: int | None, weighting: str, family: Family
+        self,
+        levels: Sequence[float],
+        masked_loss: str,
+        scaler: bool,
+        bn: str,
+        bn_images: int | None,
+        weighting: str,
+        family: Family,
     ) -> None:
-        if not levels or any(not 0 < rate <= 1 for rate in levels) or any(a >= b for a, b in pairwise(levels)):
-            raise ConfigError(f"split.levels={list(levels)}: list the widths smallest first, each above 0 and at most 1")
+        if (
+            not levels
+            or any(not 0 < rate <= 1 for rate in levels)
+            or any(a >= b for a, b in pairwise(levels))
+        ):
+            raise ConfigError(
+                f"split.levels={list(levels)}: list the widths smallest first, each above 0 and at"
+                " most 1"
+            )
         if weighting not in ("clients", "width"):
             raise ConfigError(f"split.weighting={weighting}: must be clients or width")
-        self.rates, self.masked, self.weighting = list(levels), masked_loss != "off", weighting
+        self.rates = list(levels)
+        self.masked = masked_loss != "off"
+        self.weighting = weighting
         self.groups = groups_of(family, Form(), self.title)
         self.sizes = [narrowed(self.groups, rate) for rate in levels]
         keep = list(family.blocks.values())
-        forms = [Form() if rate == 1 else Form(sizes, rate if scaler else 1.0) for rate, sizes in zip(levels, self.sizes, strict=True)]
+        forms = [
+            Form() if rate == 1 else Form(sizes, rate if scaler else 1.0)
+            for rate, sizes in zip(levels, self.sizes, strict=True)
+        ]
         cuts = [Cut(rate_name(rate), keep, form) for rate, form in zip(levels, forms, strict=True)]
         objective = MaskedCrossEntropy(masked_loss) if self.masked else cross_entropy  # type: ignore[arg-type]
         super().__init__(family, cuts, norm=Norm(bn, bn_images), objective=objective)
@@ -104,20 +140,31 @@ class WidthSplit(Relatives):
         """Return which `length` of the n channels of a group are held, int64."""
 
     def _channels(self, level: int, phase: int) -> Mapping[str, Tensor]:
-        return channels_of(self.groups, self.sizes[level], lambda n, length, name: self._window(n, length, phase, name))
+        return channels_of(
+            self.groups,
+            self.sizes[level],
+            lambda n, length, name: self._window(n, length, phase, name),
+        )
 
     def _make(self, level: int, phase: int) -> SubModel:
         sub = super()._make(level, phase)
         if self.masked:
             sub = replace(sub, class_rows=class_rows(sub.params))
-        return sub if self.weighting == "clients" else replace(sub, importance=self._importance(sub.params))
+        return (
+            sub
+            if self.weighting == "clients"
+            else replace(sub, importance=self._importance(sub.params))
+        )
 
     def _importance(self, params: Slice) -> Tensor:
-        """Each weight's share of its layer's output channels, float64 [n]: what a client's coordinates count."""
+        """Each weight's share of its layer's output channels, float64 [n]: what a client's
+        coordinates count.
+        """
         weights = torch.empty(params.layout.numel, dtype=torch.float64)
         for e in params.layout.entries.values():
             whole = self.params.entries[e.name].shape
-            counts = len(e.shape) > 1 and e.axes[0] in self.groups  # norms and biases have no say in the published code
+            # norms and biases have no say in the published code
+            counts = len(e.shape) > 1 and e.axes[0] in self.groups
             weights[e.offset : e.offset + e.numel] = e.shape[0] / whole[0] if counts else 1.0
         return weights
 
@@ -125,8 +172,8 @@ class WidthSplit(Relatives):
 class Width(WidthSplit):
     """HeteroFL: a client of rate r holds the first ceil(r C) channels of every hidden layer.
 
-    The published code measures BatchNorm's statistics anew on all training images before it scores ("static").
-    Diao et al., HeteroFL, ICLR 2021. Settings: see `WidthSplit`.
+    The published code measures BatchNorm's statistics anew on all training images before it scores
+    ("static"). Diao et al., HeteroFL, ICLR 2021. Settings: see `WidthSplit`.
     """
 
     def __init__(
@@ -146,14 +193,17 @@ class Width(WidthSplit):
 
 
 class Rolling(WidthSplit):
-    """FedRolex: the channels that a client holds are a window that moves on by one each round, around the end.
+    """FedRolex: the channels that a client holds are a window that moves on by one each round,
+    around the end.
 
-    `window`: "forward", channels t, t + 1, ... in round t (from 0) of a layer, modulo its width (the paper); "backward", from -t on (the
-    published code); "random", a permutation drawn anew for each layer and round (the published code's `algo=random`; here tied layers share
-    theirs). `overlap`: null, the window moves by one; o in [0, 1], by floor(L (1 - o)) + 1 of its L channels, as the published option,
-    which however counts clients, not rounds, and modulo L. `weighting`: "clients", all holders of a coordinate count alike (the published
-    `avg`); "width", in proportion to the channels that they hold of the layer (`width`). Its `updates` equals `avg` as designed; as
-    written it depends on the order of clients within a round, and is not offered.
+    `window`: "forward", channels t, t + 1, ... in round t (from 0) of a layer, modulo its width
+    (the paper); "backward", from -t on (the published code); "random", a permutation drawn anew for
+    each layer and round (the published code's `algo=random`; here tied layers share theirs).
+    `overlap`: null, the window moves by one; o in [0, 1], by floor(L (1 - o)) + 1 of its L
+    channels, as the published option, which however counts clients, not rounds, and modulo L.
+    `weighting`: "clients", all holders of a coordinate count alike (the published `avg`); "width",
+    in proportion to the channels that they hold of the layer (`width`). Its `updates` equals `avg`
+    as designed; as written it depends on the order of clients within a round, and is not offered.
     Alam et al., FedRolex, NeurIPS 2022. Other settings: see `WidthSplit`.
     """
 
@@ -176,8 +226,12 @@ class Rolling(WidthSplit):
         if window not in ("forward", "backward", "random"):
             raise ConfigError(f"split.window={window}: must be forward, backward or random")
         if overlap is not None and (window == "random" or not 0 <= overlap <= 1):
-            raise ConfigError(f"split.overlap={overlap} with split.window={window}: null, or 0 to 1 for a window that moves; use null")
-        self.window, self.overlap = window, overlap
+            raise ConfigError(
+                f"split.overlap={overlap} with split.window={window}: null, or 0 to 1 for a window"
+                " that moves; use null"
+            )
+        self.window = window
+        self.overlap = overlap
         self._seed = 0
         super().__init__(levels, masked_loss, scaler, bn, bn_images, weighting, family)
 
@@ -187,7 +241,8 @@ class Rolling(WidthSplit):
         return super().initial(seed)
 
     def submodel(self, level: int, round: int) -> SubModel:
-        return super().submodel(level, round if self.rates[level] < 1 else 0)  # who holds everything never moves
+        # who holds everything never moves
+        return super().submodel(level, round if self.rates[level] < 1 else 0)
 
     def _phase(self, round: int) -> int:
         return max(round - 1, 0)

@@ -1,4 +1,7 @@
-"""Trackers mirror a run to a dashboard. The local record (`record.py`) is the truth: a tracker never raises."""
+"""Trackers mirror a run to a dashboard.
+
+The local record (`record.py`) is the truth: a tracker never raises.
+"""
 
 import logging
 import math
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inco.errors import ConfigError
-from inco.record import atomic_write
+from inco.records.record import atomic_write
 from inco.tracker.online import has_key, no_answer, short
 
 TOTAL_S = 15.0  # the most that W&B may add to a run, start and end together
@@ -23,7 +26,10 @@ MODES = ("auto", "online", "offline")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told about a run. `config` is a plain dict, resolved, and is logged as it is; `rounds`: done already."""
+    """What a tracker is told about a run.
+
+    `config` is a plain dict, resolved, and is logged as it is; `rounds`: done already.
+    """
 
     name: str
     folder: Path
@@ -34,7 +40,10 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Where metrics go besides the run's own folder. `warnings`: what the summary should record; `report`: whether it takes the report."""
+    """Where metrics go besides the run's own folder.
+
+    `warnings`: what the summary should record; `report`: whether it takes the report.
+    """
 
     warnings: list[str]
     report: bool
@@ -48,7 +57,9 @@ class Tracker(Protocol):
     def image(self, key: str, path: Path, round: int) -> None:
         """Mirror an image file."""
 
-    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int) -> None:
+    def table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int
+    ) -> None:
         """Mirror a table."""
 
     def file(self, path: Path) -> None:
@@ -76,31 +87,48 @@ class NoTracker:
 
 
 class Wandb:
-    """Mirror a run to Weights & Biases: online where a key and a server are at hand, otherwise to files for later.
+    """Mirror a run to Weights & Biases: online where a key and a server are at hand, otherwise to
+    files for later.
 
-    Nothing here raises or holds training up: W&B adds `TOTAL_S` seconds at the very most, and the first error turns
-    it off for the run with one line in `warnings`. Files of all runs stand in `<outputs>/wandb`, so that one
-    `wandb leet` sees a whole sweep. `round` is the x axis; `step` is never passed, because a resumed run would have
-    its repeated rounds dropped as steps that went backwards.
+    Nothing here raises or holds training up: W&B adds `TOTAL_S` seconds at the very most, and the
+    first error turns it off for the run with one line in `warnings`. Files of all runs stand in
+    `<outputs>/wandb`, so that one `wandb leet` sees a whole sweep. `round` is the x axis; `step` is
+    never passed, because a resumed run would have its repeated rounds dropped as steps that went
+    backwards.
     """
 
     def __init__(
-        self, project: str = "inco", mode: str = "auto", entity: str | None = None, group: str | None = None,
-        tags: Iterable[str] = (), timeout_s: float = 10.0, job_type: str = "train", report: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        project: str = "inco",
+        mode: str = "auto",
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Iterable[str] = (),
+        timeout_s: float = 10.0,
+        job_type: str = "train",
+        report: bool = False,
+    ) -> None:
         _check(mode, timeout_s)
-        self.job_type, self.report = job_type, report
-        self.project, self.mode, self.entity, self.group = project, mode, entity, group
-        self.tags, self.timeout_s = tuple(tags), float(timeout_s)
+        self.job_type = job_type
+        self.report = report
+        self.project = project
+        self.mode = mode
+        self.entity = entity
+        self.group = group
+        self.tags = tuple(tags)
+        self.timeout_s = float(timeout_s)
         self.warnings: list[str] = []
         self._wandb: Any = None  # the module, imported at start() only
         self._run: Any = None
         self._images = True
 
     def start(self, run: RunInfo) -> str | None:
-        """Open the W&B run and say in one line where it goes; None if W&B is off because `WANDB_MODE` says so."""
+        """Open the W&B run and say in one line where it goes; None if W&B is off because
+        `WANDB_MODE` says so.
+        """
         began = time.monotonic()
-        self._run, self._images = None, True
+        self._run = None
+        self._images = True
         mode = _env_mode(self.mode)
         if mode == "disabled":
             return None
@@ -122,7 +150,11 @@ class Wandb:
             return "off, as WANDB_MODE says"
         self._wandb = _import_wandb()
         why = self._why_offline(mode)
-        return f"runs would be offline ({why}); `wandb sync` uploads them later" if why else "runs would be online"
+        return (
+            f"runs would be offline ({why}); `wandb sync` uploads them later"
+            if why
+            else "runs would be online"
+        )
 
     def log(self, metrics: Mapping[str, float], round: int) -> None:
         """Mirror the numbers of one round."""
@@ -136,9 +168,15 @@ class Wandb:
         """Mirror an image file."""
         self._media(key, lambda wandb: wandb.Image(str(path)), round)
 
-    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int) -> None:
+    def table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int
+    ) -> None:
         """Mirror a table."""
-        self._media(key, lambda wandb: wandb.Table(columns=list(columns), data=[list(row) for row in rows]), round)
+        self._media(
+            key,
+            lambda wandb: wandb.Table(columns=list(columns), data=[list(row) for row in rows]),
+            round,
+        )
 
     def file(self, path: Path) -> None:
         """Keep a file with the run, as an artifact of its name."""
@@ -151,26 +189,38 @@ class Wandb:
                 self.warnings.append(f"W&B has not taken {path.name}: {short(error)}")
 
     def _media(self, key: str, made: Callable[[Any], Any], round: int) -> None:
-        """Log what W&B makes of a file or a table; an error turns such things off and leaves the numbers running."""
+        """Log what W&B makes of a file or a table; an error turns such things off and leaves the
+        numbers running.
+        """
         if self._run is None or not self._images:
             return
         try:
             self._run.log({key: made(self._wandb), "round": round})
         except Exception as error:
             self._images = False
-            self.warnings.append(f"W&B takes no more images in this run: {key} at round {round}: {short(error)}")
+            self.warnings.append(
+                f"W&B takes no more images in this run: {key} at round {round}: {short(error)}"
+            )
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Close the W&B run. What a stalled network left behind stays on disk, and a warning says how to send it."""
+        """Close the W&B run.
+
+        What a stalled network left behind stays on disk, and a warning says how to send it.
+        """
         run, self._run = self._run, None
         if run is None:
             return
         try:
-            # test/acc has a summary rule of its own (its best and last value), which a plain value would overwrite.
-            run.summary.update({key: _jsonable(value) for key, value in summary.items() if key != "test/acc"})
+            # test/acc has a summary rule of its own (its best and last value), which a plain value
+            # would overwrite.
+            run.summary.update(
+                {key: _jsonable(value) for key, value in summary.items() if key != "test/acc"}
+            )
             run.finish(exit_code=exit_code)
             if getattr(run, "_finish_timed_out", False):
-                self.warnings.append(f"W&B had not sent everything; to send the rest: wandb sync {_files(run)}")
+                self.warnings.append(
+                    f"W&B had not sent everything; to send the rest: wandb sync {_files(run)}"
+                )
         except Exception as error:
             self._off("could not close the run", error)
 
@@ -187,10 +237,13 @@ class Wandb:
         """Start online; on failure say why, and leave no half-made run behind."""
         left = max(TOTAL_S - (time.monotonic() - began) - 1.5, 3.0)  # 1.5 s: starting again offline
         wait = min(self.timeout_s, 0.6 * left)
-        home, made = run.folder.resolve().parent / "wandb", f"run-*-{run_id}*"
+        home = run.folder.resolve().parent / "wandb"
+        made = f"run-*-{run_id}*"
         before = set(home.glob(made))
         try:
-            self._run = self._init(run, run_id, "online", init_timeout=wait, finish_timeout=left - wait)
+            self._run = self._init(
+                run, run_id, "online", init_timeout=wait, finish_timeout=left - wait
+            )
         except Exception as error:
             for leftover in set(home.glob(made)) - before:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -198,7 +251,10 @@ class Wandb:
         return None
 
     def _start_offline(self, run: RunInfo, run_id: str, why: str, tried: bool) -> str:
-        """Start offline, and say how to upload later. `tried`: online was tried first and failed."""
+        """Start offline, and say how to upload later.
+
+        `tried`: online was tried first and failed.
+        """
         # A failed online start keeps the id busy inside wandb's service until this process ends.
         self._run = self._init(run, f"{run_id}-local" if tried else run_id, "offline")
         option = f"--id {run_id} " if tried else ""
@@ -207,11 +263,20 @@ class Wandb:
     def _init(self, run: RunInfo, run_id: str, mode: str, **settings: float) -> Any:
         """Call `wandb.init` for this run alone, silent, and make `round` the x axis."""
         started = self._wandb.init(
-            project=self.project, entity=self.entity, name=run.name, id=run_id, resume="allow", mode=mode,
-            group=self.group or run.group or None, tags=[*dict.fromkeys((*run.tags, *self.tags))] or None,
-            job_type=self.job_type or None, config=dict(run.config), dir=str(run.folder.resolve().parent),
-            reinit="create_new", settings=self._wandb.Settings(**_quiet(), **settings),
-        )  # fmt: skip
+            project=self.project,
+            entity=self.entity,
+            name=run.name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            group=self.group or run.group or None,
+            tags=[*dict.fromkeys((*run.tags, *self.tags))] or None,
+            job_type=self.job_type or None,
+            config=dict(run.config),
+            dir=str(run.folder.resolve().parent),
+            reinit="create_new",
+            settings=self._wandb.Settings(**_quiet(), **settings),
+        )
         started.define_metric("round")
         started.define_metric("*", step_metric="round")
         started.define_metric("test/acc", step_metric="round", summary="max,last")
@@ -231,9 +296,15 @@ def _check(mode: str, timeout_s: float) -> None:
     """Refuse wrong settings before anything starts."""
     problems = []
     if mode not in MODES:
-        problems.append(f"tracker.mode={mode}: must be one of {', '.join(MODES)}; for no W&B at all use tracker=none")
+        problems.append(
+            f"tracker.mode={mode}: must be one of {', '.join(MODES)}; for no W&B at all use"
+            " tracker=none"
+        )
     if not 0 < timeout_s <= 10:
-        problems.append(f"tracker.timeout_s={timeout_s}: seconds above 0 and at most 10; use tracker.timeout_s=10")
+        problems.append(
+            f"tracker.timeout_s={timeout_s}: seconds above 0 and at most 10; use"
+            " tracker.timeout_s=10"
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -245,24 +316,32 @@ def _env_mode(mode: str) -> str:
 
 
 def _import_wandb() -> Any:
-    """Import wandb and silence its console lines, also those that it prints before a run has settings."""
-    # W&B's error reports about itself would hold the process up by 10 s and more when the server is down.
+    """Import wandb and silence its console lines, also those that it prints before a run has
+    settings.
+    """
+    # W&B's error reports about itself would hold the process up by 10 s and more when the server is
+    # down.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    logging.getLogger("wandb").propagate = False  # it has files of its own; Hydra's root logger would print every line
+    logging.getLogger(
+        "wandb"
+    ).propagate = False  # it has files of its own; Hydra's root logger would print every line
     wandb.setup(settings=wandb.Settings(**_quiet()))
     return wandb
 
 
 def _drop_service(wandb: Any) -> None:
-    """Let go of W&B's service, which may be dead: the next job of a sweep gets a new one, and the exit no traceback."""
+    """Let go of W&B's service, which may be dead: the next job of a sweep gets a new one, and the
+    exit no traceback.
+    """
 
     def drop() -> None:
         with suppress(Exception):
             wandb.teardown()
 
-    thread = threading.Thread(target=drop, daemon=True)  # it can wait for uploads, so it is left behind
+    # it can wait for uploads, so it is left behind
+    thread = threading.Thread(target=drop, daemon=True)
     thread.start()
     thread.join(2.0)
 
@@ -273,7 +352,9 @@ def _quiet() -> dict[str, Any]:
 
 
 def _run_id(folder: Path) -> str:
-    """Give the W&B id of a run's folder, made once, so that a resumed run goes on under the same id."""
+    """Give the W&B id of a run's folder, made once, so that a resumed run goes on under the same
+    id.
+    """
     path = folder / "wandb_id"
     if path.is_file() and (known := path.read_text().strip()):
         return known

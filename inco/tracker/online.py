@@ -1,4 +1,6 @@
-"""Whether W&B would find credentials and a server, told without a prompt and without waiting for long."""
+"""Whether W&B would find credentials and a server, told without a prompt and without waiting for
+long.
+"""
 
 import os
 import threading
@@ -15,7 +17,8 @@ def has_key(url: str) -> bool:
         from wandb.sdk.lib import wbauth
 
         return wbauth.read_netrc_auth(host=url) is not None
-    except Exception:  # a malformed key, or a wandb that moved its lookup: online could stop to ask, so stay offline
+    # a malformed key, or a wandb that moved its lookup: online could stop to ask, so stay offline
+    except Exception:
         return False
 
 
@@ -34,7 +37,8 @@ def no_answer(url: str, seconds: float) -> str | None:
         except Exception as error:
             answer[0] = f"{host} not reachable: {short(getattr(error, 'reason', error))}"
 
-    thread = threading.Thread(target=probe, daemon=True)  # a name lookup takes no timeout, so it is left behind
+    # a name lookup takes no timeout, so it is left behind
+    thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(seconds)
     return answer[0] or None

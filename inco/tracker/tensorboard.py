@@ -1,4 +1,6 @@
-"""Mirror a run to TensorBoard's files: `tensorboard --logdir outputs/tensorboard` shows all runs side by side."""
+"""Mirror a run to TensorBoard's files: `tensorboard --logdir outputs/tensorboard` shows all runs
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from inco.tracker.online import short
 
 
 class TensorBoard:
-    """Write numbers, pictures and settings to `<outputs>/tensorboard/<run>`; the step of everything is the round.
+    """Write numbers, pictures and settings to `<outputs>/tensorboard/<run>`; the step of everything
+    is the round.
 
-    Never raises: without the package, or after the first error, it is off for the run, with one line in `warnings`. A resumed run hides
-    what an earlier sitting wrote for the rounds that it repeats.
+    Never raises: without the package, or after the first error, it is off for the run, with one
+    line in `warnings`. A resumed run hides what an earlier sitting wrote for the rounds that it
+    repeats.
     """
 
     report = False
@@ -29,7 +33,10 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.warnings.append('TensorBoard is not installed: pip install "inco[tensorboard]", or use another tracker')
+            self.warnings.append(
+                'TensorBoard is not installed: pip install "inco[tensorboard]", or use another'
+                " tracker"
+            )
             return self.warnings[-1]
         folder = run.folder.parent / "tensorboard" / run.folder.name
         try:
@@ -41,18 +48,30 @@ class TensorBoard:
 
     def log(self, metrics: Mapping[str, float], round: int) -> None:
         """Mirror the numbers of one round."""
-        self._do(f"stopped at round {round}", lambda writer: [writer.add_scalar(k, v, round) for k, v in metrics.items() if v is not None])
+        self._do(
+            f"stopped at round {round}",
+            lambda writer: [
+                writer.add_scalar(k, v, round) for k, v in metrics.items() if v is not None
+            ],
+        )
         self._do("stopped", lambda writer: writer.flush())
 
     def image(self, key: str, path: Path, round: int) -> None:
         """Mirror an image file."""
         from matplotlib.image import imread
 
-        self._do(f"stopped at {path.name}", lambda writer: writer.add_image(key, imread(path), round, dataformats="HWC"))
+        self._do(
+            f"stopped at {path.name}",
+            lambda writer: writer.add_image(key, imread(path), round, dataformats="HWC"),
+        )
 
-    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int) -> None:
+    def table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int
+    ) -> None:
         """Mirror a table, as text."""
-        lines = ["|" + "|".join(map(str, row)) + "|" for row in (columns, ["---"] * len(columns), *rows)]
+        lines = [
+            "|" + "|".join(map(str, row)) + "|" for row in (columns, ["---"] * len(columns), *rows)
+        ]
         self._do(f"stopped at {key}", lambda writer: writer.add_text(key, "\n".join(lines), round))
 
     def file(self, path: Path) -> None:
@@ -60,7 +79,12 @@ class TensorBoard:
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Write the last facts and close the files."""
-        self._do("could not close", lambda writer: writer.add_text("summary", _code(summary), int(summary.get("rounds", 0))))
+        self._do(
+            "could not close",
+            lambda writer: writer.add_text(
+                "summary", _code(summary), int(summary.get("rounds", 0))
+            ),
+        )
         self._do("could not close", lambda writer: writer.close())
         self._writer = None
 
@@ -73,7 +97,10 @@ class TensorBoard:
 
     def _off(self, what: str, error: Exception) -> str:
         self._writer = None
-        line = f"TensorBoard {what} and is off for this run: {short(error)}; metrics.jsonl has every round"
+        line = (
+            f"TensorBoard {what} and is off for this run: {short(error)}; metrics.jsonl has every"
+            " round"
+        )
         self.warnings.append(line)
         return line
 

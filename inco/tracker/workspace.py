@@ -1,6 +1,8 @@
-"""A saved layout of charts for a W&B project: `python -m inco.tracker.workspace ENTITY`. Needs the extra `workspace`, a key and the server.
+"""A saved layout of charts for a W&B project: `python -m inco.tracker.workspace ENTITY`. Needs the
+extra `workspace`, a key and the server.
 
-Sections for accuracy, loss, similarity, InCo, updates and cost, each chart over rounds, runs grouped by their setting without the seed.
+Sections for accuracy, loss, similarity, InCo, updates and cost, each chart over rounds, runs
+grouped by their setting without the seed.
 """
 
 from __future__ import annotations
@@ -10,13 +12,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (  # section, then title and metrics (a regular expression) of each chart
+SECTIONS: tuple[
+    tuple[str, tuple[tuple[str, str], ...]], ...
+] = (  # section, then title and metrics (a regular expression) of each chart
     ("Accuracy", (("Mean over capacities (%)", "test/acc"), ("By capacity (%)", "test/acc/.*"))),
     ("Loss", (("Training", "train/loss"), ("Test", "test/loss"))),
     ("Similarity (CKA)", (("Mean over pairs, by layer", "cka/layer.*|cka/blocks.*"),)),
-    ("InCo", (("theta, by layer", "inco/theta/.*"), ("Kernels with beta > 0 (%), by layer", "inco/beta_positive/.*"))),
+    (
+        "InCo",
+        (
+            ("theta, by layer", "inco/theta/.*"),
+            ("Kernels with beta > 0 (%), by layer", "inco/beta_positive/.*"),
+        ),
+    ),
     ("Updates", (("Norm of what is added", "update/norm"), ("Norm by layer", "gradients/norm/.*"))),
-    ("Cost", (("Bytes up", "comm/up_bytes"), ("FLOP", "compute/flops"), ("Seconds a round", "time/(train|eval|round)_s"))),
+    (
+        "Cost",
+        (
+            ("Bytes up", "comm/up_bytes"),
+            ("FLOP", "compute/flops"),
+            ("Seconds a round", "time/(train|eval|round)_s"),
+        ),
+    ),
 )
 PICTURES = ("cka", "gradients", "partition")
 
@@ -30,11 +47,21 @@ def workspace(entity: str, project: str, name: str) -> Any:
         workspaces.Section(
             name=title,
             is_open=True,
-            panels=[reports.LinePlot(title=chart, x="round", metric_regex=f"^({keys})$", groupby="group") for chart, keys in charts],
+            panels=[
+                reports.LinePlot(
+                    title=chart, x="round", metric_regex=f"^({keys})$", groupby="group"
+                )
+                for chart, keys in charts
+            ],
         )
         for title, charts in SECTIONS
     ]
-    sections.append(workspaces.Section(name="Pictures", panels=[reports.MediaBrowser(title=key, media_keys=[key]) for key in PICTURES]))
+    sections.append(
+        workspaces.Section(
+            name="Pictures",
+            panels=[reports.MediaBrowser(title=key, media_keys=[key]) for key in PICTURES],
+        )
+    )
     return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections)
 
 
@@ -53,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(made.save().url)
     except Exception as error:  # no key, no network, no right to save there
-        print(f"the layout was not saved: {type(error).__name__}: {error}; check wandb login, the entity and the network", file=sys.stderr)
+        print(
+            f"the layout was not saved: {type(error).__name__}: {error}; check wandb login, the"
+            " entity and the network",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -23,7 +23,8 @@ def says(error: pytest.ExceptionInfo[Any], *words: str) -> None:
     assert not missing, f"{missing} not in: {error.value}"
 
 
-# --- CINIC-10 ---------------------------------------------------------------------------------------------------------------
+# --- CINIC-10
+# ---------------------------------------------------------------------------------------------------------------
 
 
 class SmallCINIC(CINIC10):
@@ -41,11 +42,15 @@ def cinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = pixels(20, 3, 32, 32)
     for split in ("train", "test"):
         for i, image in enumerate(images if split == "train" else images[::-1]):
-            save_png(tmp_path / "data" / "CINIC-10" / split / CIFAR_CLASSES[i // 2] / f"n{i}.png", image)
+            save_png(
+                tmp_path / "data" / "CINIC-10" / split / CIFAR_CLASSES[i // 2] / f"n{i}.png", image
+            )
     return tmp_path / "data" / "CINIC-10"
 
 
-def test_cinic10_is_converted_once_in_torchvisions_order(cinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cinic10_is_converted_once_in_torchvisions_order(
+    cinic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision.datasets import ImageFolder as Torchvision
 
     dataset = SmallCINIC().load()
@@ -115,11 +120,17 @@ def test_cinic10_damaged_trees(cinic: Path, damage: str) -> None:
         path.write_bytes(b"")
     with pytest.raises(DataError) as error:
         SmallCINIC().load()
-    says(error, *{"size": (str(path), "32x16", "32x32"), "count": ("'frog': 1", "expected 2")}.get(damage, (str(path), "readable")))
+    says(
+        error,
+        *{"size": (str(path), "32x16", "32x32"), "count": ("'frog': 1", "expected 2")}.get(
+            damage, (str(path), "readable")
+        ),
+    )
     assert not (cinic / "inco-cache" / "test.json").exists()
 
 
-# --- a folder of images -----------------------------------------------------------------------------------------------------
+# --- a folder of images
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -135,9 +146,15 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_of_class_folders_is_split_the_same_way_every_time(folder: Path) -> None:
     source = ImageFolder(str(folder), size=16)
-    assert source.num_classes == 3 and source.shape == (3, 16, 16) and source.classes == ("apple", "fig", "pear")
+    assert (
+        source.num_classes == 3
+        and source.shape == (3, 16, 16)
+        and source.classes == ("apple", "fig", "pear")
+    )
     dataset = source.load()
-    assert torch.bincount(dataset.test.labels).tolist() == [2, 1, 1] and torch.bincount(dataset.train.labels).tolist() == [
+    assert torch.bincount(dataset.test.labels).tolist() == [2, 1, 1] and torch.bincount(
+        dataset.train.labels
+    ).tolist() == [
         8,
         1,
         4,
@@ -145,26 +162,37 @@ def test_a_folder_of_class_folders_is_split_the_same_way_every_time(folder: Path
     assert dataset.digest == ImageFolder(str(folder), size=16).load().digest
     everything = torch.cat([dataset.train.images, dataset.test.images])
     files = [file for file in folder.rglob("*.*g") if file.is_file()]
-    assert sorted(i.numpy().tobytes() for i in everything) == sorted(read_image(f, 16).tobytes() for f in files)
+    assert sorted(i.numpy().tobytes() for i in everything) == sorted(
+        read_image(f, 16).tobytes() for f in files
+    )
     assert source.recipe("vit", 224).shape == (3, 224, 224)
 
 
 def test_images_are_resized_as_pil_does(folder: Path) -> None:
     image = ImageFolder(str(folder), size=16, test_share=0.01).load().train.images
     files = sorted((folder / "apple").glob("*.png"))
-    expected = [np.asarray(Image.open(f).resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1) for f in files]
+    expected = [
+        np.asarray(Image.open(f).resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        for f in files
+    ]
     found = [any(np.array_equal(e, i) for i in image.numpy()) for e in expected]
     assert sum(found) >= 9
 
 
-def test_a_folder_with_train_and_test(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_with_train_and_test(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     root = tmp_path_factory.mktemp("split")
     for split, n in (("train", 3), ("test", 1)):
         for label in ("a", "b"):
             for i in range(n):
                 save_png(root / split / label / f"{i}.png", pixels(3, 8, 8, seed=i))
     dataset = ImageFolder(str(root), size=8).load()
-    assert (len(dataset.train.images), len(dataset.test.images), dataset.classes) == (6, 2, ("a", "b"))
+    assert (len(dataset.train.images), len(dataset.test.images), dataset.classes) == (
+        6,
+        2,
+        ("a", "b"),
+    )
     (root / "test" / "b").rename(root / "test" / "c")
     with pytest.raises(DataError, match=r"differ in \['b', 'c'\]"):
         ImageFolder(str(root), size=8).load()
@@ -174,7 +202,13 @@ def test_a_folder_with_train_and_test(folder: Path, tmp_path_factory: pytest.Tem
 def test_damaged_folders_name_the_file(folder: Path, damage: str) -> None:
     path = folder / "apple" / "03.png"
     data = path.read_bytes()
-    contents = {"zeros": bytes(len(data)), "cut": data[: len(data) // 2], "text": b"hello", "lonely": data, "empty": data}
+    contents = {
+        "zeros": bytes(len(data)),
+        "cut": data[: len(data) // 2],
+        "text": b"hello",
+        "lonely": data,
+        "empty": data,
+    }
     path.write_bytes(contents[damage])
     if damage in ("lonely", "empty"):
         for file in sorted((folder / "fig").iterdir())[: 1 if damage == "lonely" else 2]:

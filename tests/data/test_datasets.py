@@ -1,4 +1,6 @@
-"""Datasets: the bundled and the made ones, the checks that all share, and what is said when data is not there."""
+"""Datasets: the bundled and the made ones, the checks that all share, and what is said when data is
+not there.
+"""
 
 import hashlib
 import importlib
@@ -34,12 +36,18 @@ class SmallFashion(FashionMNIST):
     debian = Path("/nowhere")
 
 
-# --- digits and synthetic ---------------------------------------------------------------------------------------------------
+# --- digits and synthetic
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_digits_are_real_complete_and_stratified() -> None:
     dataset = Digits().load()
-    assert dataset.train.images.shape == (1437, 1, 8, 8) and dataset.test.images.shape == (360, 1, 8, 8)
+    assert dataset.train.images.shape == (1437, 1, 8, 8) and dataset.test.images.shape == (
+        360,
+        1,
+        8,
+        8,
+    )
     assert dataset.train.images.dtype == torch.uint8 and dataset.train.labels.dtype == torch.int64
     assert dataset.train.images.max() == 16 and dataset.digest == Digits.known_digest
     sizes = torch.bincount(torch.cat([dataset.train.labels, dataset.test.labels]))
@@ -47,7 +55,9 @@ def test_digits_are_real_complete_and_stratified() -> None:
     share = torch.bincount(dataset.test.labels) / sizes
     assert ((share - 360 / 1797).abs() < 0.005).all()
     # real handwriting: the nearest training image tells nearly every test digit
-    distance = torch.cdist(dataset.test.images.flatten(1).float(), dataset.train.images.flatten(1).float())
+    distance = torch.cdist(
+        dataset.test.images.flatten(1).float(), dataset.train.images.flatten(1).float()
+    )
     assert (dataset.train.labels[distance.argmin(1)] == dataset.test.labels).float().mean() > 0.97
 
 
@@ -63,14 +73,18 @@ def test_synthetic_is_made_from_its_seed_and_can_be_learned() -> None:
     assert first.digest == again.digest != other.digest
     assert first.train.images.shape == (403, 2, 12, 12)
     assert sorted(torch.bincount(first.train.labels).tolist()) == [100, 101, 101, 101]
-    means = torch.stack([first.train.images[first.train.labels == k].float().mean(0) for k in range(4)])
+    means = torch.stack(
+        [first.train.images[first.train.labels == k].float().mean(0) for k in range(4)]
+    )
     nearest = torch.cdist(first.test.images.flatten(1).float(), means.flatten(1)).argmin(1)
     assert (nearest == first.test.labels).float().mean() > 0.95
     assert not torch.equal(first.train.images[:80], first.test.images)
 
 
 def test_synthetic_of_one_pixel_and_in_chunks() -> None:
-    assert Synthetic(shape=[1, 1, 1], num_classes=2, num_train=5000, num_test=2).load().train.images.shape == (5000, 1, 1, 1)
+    assert Synthetic(
+        shape=[1, 1, 1], num_classes=2, num_train=5000, num_test=2
+    ).load().train.images.shape == (5000, 1, 1, 1)
 
 
 def test_synthetic_tells_all_its_problems() -> None:
@@ -81,7 +95,8 @@ def test_synthetic_tells_all_its_problems() -> None:
         Digits(transforms="best")
 
 
-# --- the general checks -----------------------------------------------------------------------------------------------------
+# --- the general checks
+# -----------------------------------------------------------------------------------------------------
 
 
 class Made(Source):
@@ -122,7 +137,9 @@ def holed() -> np.ndarray:
         ({"x": pixels(0, 1, 4, 4), "y": np.zeros(0, int)}, "train: images (0, 1, 4, 4)"),
     ],
 )
-def test_content_that_is_not_what_it_should_be_is_refused(change: dict[str, Any], said: str) -> None:
+def test_content_that_is_not_what_it_should_be_is_refused(
+    change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(DataError) as error:
         Made(**change).load()
     says(error, said, "dataset=digits")
@@ -132,7 +149,12 @@ def test_the_digest_sees_a_single_bit_and_the_split() -> None:
     first, changed = Made().load(), Made(ty=np.array([1, 0] * 2)).load()
     assert first.digest != changed.digest
     reference = hashlib.sha256()
-    for array in (pixels(6, 1, 4, 4), np.array([0, 1] * 3), pixels(4, 1, 4, 4), np.array([0, 1] * 2)):
+    for array in (
+        pixels(6, 1, 4, 4),
+        np.array([0, 1] * 3),
+        pixels(4, 1, 4, 4),
+        np.array([0, 1] * 2),
+    ):
         reference.update(f"{array.dtype.name}{list(array.shape)}".encode() + array.tobytes())
     assert first.digest == reference.hexdigest() == digest_of(first.train, first.test)
     Made.known_digest = changed.digest
@@ -143,23 +165,42 @@ def test_the_digest_sees_a_single_bit_and_the_split() -> None:
         Made.known_digest = None
 
 
-# --- data that is not there -------------------------------------------------------------------------------------------------
+# --- data that is not there
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [SmallFashion, SVHN, CIFAR10, CINIC10], ids=lambda c: c.name)
-def test_missing_data_fits_one_screen_and_says_how_to_get_it(kind: type[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_fits_one_screen_and_says_how_to_get_it(
+    kind: type[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for root, shown in (("here", tmp_path / "here"), (None, tmp_path / "data"), (str(tmp_path / "abs"), tmp_path / "abs")):
+    for root, shown in (
+        ("here", tmp_path / "here"),
+        (None, tmp_path / "data"),
+        (str(tmp_path / "abs"), tmp_path / "abs"),
+    ):
         with pytest.raises(DataError) as error:
             kind(root).check()
-        says(error, f"dataset={kind.name}", str(shown), f"python -m inco.data fetch {kind.name}", "dataset.root=PATH")
-        says(error, "python run.py experiment=quickstart", *(["apt-get install"] if kind is SmallFashion else []))
+        says(
+            error,
+            f"dataset={kind.name}",
+            str(shown),
+            f"python -m inco.data fetch {kind.name}",
+            "dataset.root=PATH",
+        )
+        says(
+            error,
+            "python run.py experiment=quickstart",
+            *(["apt-get install"] if kind is SmallFashion else []),
+        )
         assert len(str(error.value).splitlines()) <= 24 and error.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [SmallFashion, SVHN, CIFAR10], ids=lambda c: c.name)
-def test_a_failed_download_says_why_and_leaves_nothing_behind(kind: type[CIFAR10], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_says_why_and_leaves_nothing_behind(
+    kind: type[CIFAR10], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from urllib.error import URLError
 
     def offline(*_: Any, **__: Any) -> None:
@@ -184,11 +225,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_module_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "inco.data", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "inco.data", "--help"], capture_output=True, text=True, check=True
+    )
     assert "fetch" in done.stdout
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------------
+# --- writing
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -206,7 +250,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_writers_at_the_same_time_never_mix(tmp_path: Path) -> None:
     path, contents = tmp_path / "x", [bytes([i]) * 100_000 for i in range(4)]
-    threads = [threading.Thread(target=write_atomic, args=(path, lambda f, c=c: f.write(c))) for c in contents]
+    threads = [
+        threading.Thread(target=write_atomic, args=(path, lambda f, c=c: f.write(c)))
+        for c in contents
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -214,13 +261,18 @@ def test_writers_at_the_same_time_never_mix(tmp_path: Path) -> None:
     assert path.read_bytes() in contents and len(list(tmp_path.iterdir())) == 1
 
 
-# --- configuration ------------------------------------------------------------------------------------------------------
+# --- configuration
+# ------------------------------------------------------------------------------------------------------
 
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
-@pytest.mark.parametrize("path", sorted([*CONF.glob("dataset/*.yaml"), *CONF.glob("partition/*.yaml")]), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*CONF.glob("dataset/*.yaml"), *CONF.glob("partition/*.yaml")]),
+    ids=lambda p: p.stem,
+)
 def test_every_yaml_names_a_class_and_all_its_arguments_with_their_defaults(path: Path) -> None:
     settings = pytest.importorskip("yaml").safe_load(path.read_text())
     module, name = settings.pop("_target_").rsplit(".", 1)

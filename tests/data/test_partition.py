@@ -1,4 +1,6 @@
-"""Partition schemes: every example once, sizes, skew, the published rules, and errors that say what to change."""
+"""Partition schemes: every example once, sizes, skew, the published rules, and errors that say what
+to change.
+"""
 
 import time
 
@@ -20,7 +22,9 @@ def rng(seed: int = 0) -> np.random.Generator:
     return numpy_rng(seed, "partition")
 
 
-def deal(scheme: Scheme, labels: np.ndarray = BALANCED, clients: int = 20, seed: int = 0) -> Partition:
+def deal(
+    scheme: Scheme, labels: np.ndarray = BALANCED, clients: int = 20, seed: int = 0
+) -> Partition:
     return scheme(labels, 10, clients, rng(seed))
 
 
@@ -35,12 +39,20 @@ COMPLETE = [IID(), Dirichlet(0.5), Dirichlet(0.5, min_size=1), Quantity(0.5), La
 
 
 @pytest.mark.parametrize("scheme", COMPLETE, ids=lambda s: s.name)
-@pytest.mark.parametrize("labels", [BALANCED, SKEWED, np.random.default_rng(0).permutation(SKEWED)], ids=["even", "skewed", "mixed"])
+@pytest.mark.parametrize(
+    "labels",
+    [BALANCED, SKEWED, np.random.default_rng(0).permutation(SKEWED)],
+    ids=["even", "skewed", "mixed"],
+)
 def test_every_example_is_held_exactly_once(scheme: Scheme, labels: np.ndarray) -> None:
     partition = deal(scheme, labels)
     assert np.array_equal(np.sort(partition.order), np.arange(len(labels)))
     assert partition.order.dtype == partition.offsets.dtype == np.int64
-    assert partition.num_clients == 20 and partition.sizes.sum() == len(labels) and partition.sizes.min() >= 1
+    assert (
+        partition.num_clients == 20
+        and partition.sizes.sum() == len(labels)
+        and partition.sizes.min() >= 1
+    )
 
 
 @pytest.mark.parametrize("scheme", [*COMPLETE, Shards(2), Labels(3)], ids=lambda s: s.name)
@@ -74,7 +86,10 @@ def test_a_million_clients_is_quick() -> None:
 
 
 def test_dirichlet_skew_falls_with_alpha_and_large_alpha_is_nearly_iid() -> None:
-    skews = [np.mean([skew(deal(Dirichlet(alpha, min_size=1), seed=s), BALANCED) for s in range(5)]) for alpha in (0.1, 0.5, 1, 100)]
+    skews = [
+        np.mean([skew(deal(Dirichlet(alpha, min_size=1), seed=s), BALANCED) for s in range(5)])
+        for alpha in (0.1, 0.5, 1, 100)
+    ]
     assert skews == sorted(skews, reverse=True)
     assert skews[0] > 0.6 and 0.35 < skews[1] < 0.6 and skews[3] < 0.06
 
@@ -84,7 +99,8 @@ def test_dirichlet_soft_cap_gives_no_further_class_to_a_full_client() -> None:
     for seed in range(10):
         partition = deal(Dirichlet(0.2, min_size=1), seed=seed)
         counts = partition.class_counts(BALANCED, 10)
-        held = np.concatenate([np.zeros((20, 1), np.int64), counts.cumsum(1)], axis=1)[:, :-1]  # before each class
+        # before each class
+        held = np.concatenate([np.zeros((20, 1), np.int64), counts.cumsum(1)], axis=1)[:, :-1]
         full = held >= 6000 / 20
         # rounding down the cuts leaves at most one example, and it goes to the last client
         assert counts[:-1][full[:-1]].sum() == 0 and counts[-1][full[-1]].max(initial=0) <= 1
@@ -94,7 +110,9 @@ def test_dirichlet_soft_cap_gives_no_further_class_to_a_full_client() -> None:
 
 
 def test_dirichlet_equals_a_plain_transcription_of_the_rule_with_the_same_draws() -> None:
-    """The published procedure, one class and one client at a time; only the sizes, since shuffles are drawn elsewhere."""
+    """The published procedure, one class and one client at a time; only the sizes, since shuffles
+    are drawn elsewhere.
+    """
     draws, n = rng(3), 20
     while True:
         counts = np.zeros((n, 10), int)
@@ -112,10 +130,19 @@ def test_dirichlet_equals_a_plain_transcription_of_the_rule_with_the_same_draws(
 
 def test_dirichlet_honours_min_size_and_gives_up_with_the_fix() -> None:
     assert deal(Dirichlet(0.5, min_size=60)).sizes.min() >= 60
-    for scheme, clients in ((Dirichlet(0.05, min_size=250, max_tries=20), 20), (Dirichlet(0.5, min_size=10), 601)):
+    for scheme, clients in (
+        (Dirichlet(0.05, min_size=250, max_tries=20), 20),
+        (Dirichlet(0.5, min_size=10), 601),
+    ):
         with pytest.raises(ConfigError, match="partition=dirichlet") as error:
             deal(scheme, clients=clients)
-        for word in ("alpha=", f"num_clients={clients}", "min_size=", "fewer clients", "smaller partition.min_size"):
+        for word in (
+            "alpha=",
+            f"num_clients={clients}",
+            "min_size=",
+            "fewer clients",
+            "smaller partition.min_size",
+        ):
             assert word in str(error.value)
 
 
@@ -137,13 +164,17 @@ def test_shards_are_those_of_the_published_rule() -> None:
         cuts = [len(part) for part in np.array_split(np.arange(sizes[k]), shards)]
         assert set(counts[:, k].tolist()) - {0} <= set(cuts)
         for i in np.flatnonzero(counts[:, k]):  # one shard: contiguous in dataset order
-            place = np.searchsorted(members, np.sort(partition.examples(i)[labels[partition.examples(i)] == k]))
+            place = np.searchsorted(
+                members, np.sort(partition.examples(i)[labels[partition.examples(i)] == k])
+            )
             assert np.array_equal(place, np.arange(place[0], place[0] + len(place)))
 
 
 def test_shards_with_every_class_is_complete_when_no_label_repeats() -> None:
     partition = Shards(1)(BALANCED, 10, 10, rng())
-    assert np.array_equal(np.sort(partition.order), np.arange(6000)) and set(partition.sizes) == {600}
+    assert np.array_equal(np.sort(partition.order), np.arange(6000)) and set(partition.sizes) == {
+        600
+    }
 
 
 def test_shards_are_popped_at_random() -> None:
@@ -183,11 +214,17 @@ def test_labels_gives_k_classes_and_shares_each_evenly(k: int) -> None:
     for c in range(10):
         owned = counts[counts[:, c] > 0, c]
         assert owned.sum() == (c == SKEWED).sum() and owned.max() - owned.min() <= 1
-        assert np.array_equal(owned, np.sort(owned)[::-1])  # the longer parts go to the first owners
+        # the longer parts go to the first owners
+        assert np.array_equal(owned, np.sort(owned)[::-1])
 
 
 def test_labels_draws_the_other_classes_uniformly() -> None:
-    counts = deal(Labels(2), np.repeat(np.arange(10), 2000), 5000).class_counts(np.repeat(np.arange(10), 2000), 10) > 0
+    counts = (
+        deal(Labels(2), np.repeat(np.arange(10), 2000), 5000).class_counts(
+            np.repeat(np.arange(10), 2000), 10
+        )
+        > 0
+    )
     second = counts.sum(0) - 500  # each class is first for 500 clients
     assert abs(second - 500).max() < 100  # five standard deviations
 
@@ -199,7 +236,9 @@ def test_labels_says_which_classes_nobody_drew(caplog: pytest.LogCaptureFixture)
         deal(Labels(11))
 
 
-@pytest.mark.parametrize("scheme", [IID(), Dirichlet(), Quantity(), Labels(2), Shards(2)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scheme", [IID(), Dirichlet(), Quantity(), Labels(2), Shards(2)], ids=lambda s: s.name
+)
 def test_more_clients_than_examples_is_an_error(scheme: Scheme) -> None:
     with pytest.raises(ConfigError, match=r"num_clients=6001.*6000 examples"):
         deal(scheme, clients=6001)
@@ -226,10 +265,21 @@ def test_parameters_that_make_no_sense_are_told_at_once() -> None:
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6),
     clients=st.integers(1, 30),
-    which=st.sampled_from([IID(), Dirichlet(0.5, min_size=1), Labels(1), Labels(2), Quantity(1.0, min_size=1), Shards(1)]),
+    which=st.sampled_from(
+        [
+            IID(),
+            Dirichlet(0.5, min_size=1),
+            Labels(1),
+            Labels(2),
+            Quantity(1.0, min_size=1),
+            Shards(1),
+        ]
+    ),
     seed=st.integers(0, 99),
 )
-def test_any_split_is_disjoint_and_leaves_nobody_out(sizes: list[int], clients: int, which: Scheme, seed: int) -> None:
+def test_any_split_is_disjoint_and_leaves_nobody_out(
+    sizes: list[int], clients: int, which: Scheme, seed: int
+) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     try:
         partition = which(labels, len(sizes), clients, rng(seed))
@@ -248,6 +298,10 @@ def test_the_picture_is_a_png_of_bounded_size(tmp_path, clients: int) -> None:
     path = tmp_path / "partition.png"
     draw_partition(partition.class_counts(BALANCED, 10), [f"c{k}" for k in range(10)], path)
     with Image.open(path) as picture:
-        assert picture.format == "PNG" and 500 < picture.width < 2000 and 300 < picture.height < 1500
+        assert (
+            picture.format == "PNG" and 500 < picture.width < 2000 and 300 < picture.height < 1500
+        )
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    assert (np.abs(colours.astype(int) - [51, 142, 193]).max(1) < 40).sum() > 100  # there are blue bubbles
+    assert (
+        np.abs(colours.astype(int) - [51, 142, 193]).max(1) < 40
+    ).sum() > 100  # there are blue bubbles

@@ -1,4 +1,6 @@
-"""Partition files: the published format is read, everything hostile or wrong is refused, and nothing in a file runs."""
+"""Partition files: the published format is read, everything hostile or wrong is refused, and
+nothing in a file runs.
+"""
 
 import builtins
 import io
@@ -18,7 +20,8 @@ from inco.errors import DataError, StorageError
 from inco.seeding import numpy_rng
 
 CLIENTS = {0: [4, 2, 0], 1: [1], 2: [5, 3]}
-OFFICIAL = Path(os.environ.get("INCO_OFFICIAL_PARTITIONS", "official_partitions"))  # the published files are not ours to copy
+# the published files are not ours to copy
+OFFICIAL = Path(os.environ.get("INCO_OFFICIAL_PARTITIONS", "official_partitions"))
 
 
 def npy(path: Path, value: Any, protocol: int = 3) -> Path:
@@ -88,7 +91,9 @@ def test_what_is_saved_is_read_back(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_saved_npy_is_what_the_published_code_reads(tmp_path: Path) -> None:
-    save_partition(tmp_path / "p.npy", Partition(np.array([4, 2, 0, 1, 5, 3]), np.array([0, 3, 4, 6])))
+    save_partition(
+        tmp_path / "p.npy", Partition(np.array([4, 2, 0, 1, 5, 3]), np.array([0, 3, 4, 6]))
+    )
     assert np.load(tmp_path / "p.npy", allow_pickle=True).item() == CLIENTS
 
 
@@ -101,7 +106,8 @@ def test_saving_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:
         save_partition(tmp_path / "file" / "p.npz", partition)
 
 
-# --- hostile files ----------------------------------------------------------------------------------------------------
+# --- hostile files
+# ----------------------------------------------------------------------------------------------------
 
 
 class Runs:
@@ -124,7 +130,9 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("place", ["whole", "value", "index", "key", "nested"])
-def test_calls_are_refused_and_not_run(tmp_path: Path, trap: Path, place: str, protocol: int) -> None:
+def test_calls_are_refused_and_not_run(
+    tmp_path: Path, trap: Path, place: str, protocol: int
+) -> None:
     hostile: list[Any] = [
         Runs(os.system, f"touch {trap}"),
         Runs(builtins.eval, f"open({str(trap)!r}, 'w')"),
@@ -134,7 +142,13 @@ def test_calls_are_refused_and_not_run(tmp_path: Path, trap: Path, place: str, p
         Runs(Path, "x"),
     ]
     for bad in hostile:
-        value = {"whole": bad, "value": {0: bad}, "index": {0: [1, bad]}, "key": {bad: [1]}, "nested": {0: [[{0: bad}]]}}[place]
+        value = {
+            "whole": bad,
+            "value": {0: bad},
+            "index": {0: [1, bad]},
+            "key": {bad: [1]},
+            "nested": {0: [[{0: bad}]]},
+        }[place]
         refused(npy(tmp_path / "p.npy", value, protocol), "refused", clients=1)
 
 
@@ -169,8 +183,10 @@ def test_a_bare_pickle_and_hand_made_streams_are_refused(tmp_path: Path, trap: P
 
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path) -> None:
     path = tmp_path / "p.npy"
-    refused(raw_npy(path, b"]r" + struct.pack("<I", 2**31) + b"."), "numbers an object")  # a memo of 16 GB
-    refused(raw_npy(path, b")" + b"\x85" * 100_000 + b"."), "nested")  # a tuple that hashes through the C stack
+    # a memo of 16 GB
+    refused(raw_npy(path, b"]r" + struct.pack("<I", 2**31) + b"."), "numbers an object")
+    # a tuple that hashes through the C stack
+    refused(raw_npy(path, b")" + b"\x85" * 100_000 + b"."), "nested")
     refused(raw_npy(path, b"]" * 100_000 + b"a" * 99_999 + b"."), "refused")
     shared = list(range(1000))
     refused(npy(path, dict.fromkeys(range(3), shared)), "some are held twice", examples=2000)
@@ -195,13 +211,16 @@ def test_cut_off_files_are_refused(tmp_path: Path, cut: int) -> None:
         refused(path, "p.np")
 
 
-@pytest.mark.parametrize("array", [np.arange(6), np.array([CLIENTS], dtype=object), np.array(3.0), np.zeros((), "V4")])
+@pytest.mark.parametrize(
+    "array", [np.arange(6), np.array([CLIENTS], dtype=object), np.array(3.0), np.zeros((), "V4")]
+)
 def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "p.npy", array, allow_pickle=True)
     refused(tmp_path / "p.npy", "not one dict|refused")
 
 
-# --- honest files with mistakes ---------------------------------------------------------------------------------------
+# --- honest files with mistakes
+# ---------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[Any, str]] = [
     ({0: [0, 1], 1: [2, 6], 2: [3]}, r"client 1 holds index 6.*6 examples"),
@@ -226,7 +245,11 @@ MISTAKES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("clients", "said"), MISTAKES, ids=range(len(MISTAKES)))
 def test_mistakes_name_the_client_and_the_index(tmp_path: Path, clients: Any, said: str) -> None:
-    if any(type(v) is float for vs in (clients.values() if isinstance(clients, dict) else []) for v in vs):
+    if any(
+        type(v) is float
+        for vs in (clients.values() if isinstance(clients, dict) else [])
+        for v in vs
+    ):
         said += "|refused"  # a float is already more than the pickle of a partition may hold
     refused(npy(tmp_path / "p.npy", clients), said)
     (tmp_path / "p.json").write_text(json.dumps(clients))
@@ -258,10 +281,25 @@ def test_json_mistakes(tmp_path: Path, text: str, said: str) -> None:
         ({"order": np.arange(6), "offsets": np.array([0, 2, 3, 5])}, "offsets must rise"),
         ({"order": np.arange(6.0), "offsets": np.array([0, 2, 3, 6])}, "float64"),
         ({"order": np.arange(6).reshape(2, 3), "offsets": np.array([0, 2, 3, 6])}, r"\(2, 3\)"),
-        ({"order": np.array([0, 1, 2, 3, 4, 9]), "offsets": np.array([0, 2, 3, 6])}, "client 2 holds index 9"),
-        ({"order": np.array([0, 1, 2, -3, 4, 5]), "offsets": np.array([0, 2, 3, 6])}, "client 2 holds index -3"),
-        ({"order": np.array([0, 1, 2, 2, 4, 5]), "offsets": np.array([0, 2, 3, 6])}, "by client 1 and client 2"),
-        ({"order": np.array([0, 1, 2, 3, 4, 2**64 - 1], np.uint64), "offsets": np.array([0, 2, 3, 6])}, "client 2 holds index"),
+        (
+            {"order": np.array([0, 1, 2, 3, 4, 9]), "offsets": np.array([0, 2, 3, 6])},
+            "client 2 holds index 9",
+        ),
+        (
+            {"order": np.array([0, 1, 2, -3, 4, 5]), "offsets": np.array([0, 2, 3, 6])},
+            "client 2 holds index -3",
+        ),
+        (
+            {"order": np.array([0, 1, 2, 2, 4, 5]), "offsets": np.array([0, 2, 3, 6])},
+            "by client 1 and client 2",
+        ),
+        (
+            {
+                "order": np.array([0, 1, 2, 3, 4, 2**64 - 1], np.uint64),
+                "offsets": np.array([0, 2, 3, 6]),
+            },
+            "client 2 holds index",
+        ),
         ({"order": np.arange(6)}, "KeyError"),
         ({"order": np.array([{}, 1]), "offsets": np.array([0, 1, 2])}, "ValueError"),
     ],
@@ -278,8 +316,12 @@ def test_a_missing_file_and_a_strange_ending_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the published files are not on this machine")
-@pytest.mark.parametrize(("prefix", "examples"), [("", 50_000), ("SVHN_", 73_257), ("cinic10_", 90_000)])
+@pytest.mark.parametrize(
+    ("prefix", "examples"), [("", 50_000), ("SVHN_", 73_257), ("cinic10_", 90_000)]
+)
 def test_the_published_files(prefix: str, examples: int) -> None:
     for alpha in ("0.5", "1.0"):
-        partition = Fixed(str(OFFICIAL / f"{prefix}hetero-fix-100-{alpha}.npy"))(np.zeros(examples, int), 10, 100, numpy_rng(0, "p"))
+        partition = Fixed(str(OFFICIAL / f"{prefix}hetero-fix-100-{alpha}.npy"))(
+            np.zeros(examples, int), 10, 100, numpy_rng(0, "p")
+        )
         assert np.array_equal(np.sort(partition.order), np.arange(examples))

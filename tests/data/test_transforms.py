@@ -1,4 +1,6 @@
-"""Transforms against torchvision one image at a time, and against plain loops that use the same draws."""
+"""Transforms against torchvision one image at a time, and against plain loops that use the same
+draws.
+"""
 
 import math
 
@@ -8,7 +10,16 @@ import torch
 from torchvision.transforms import functional as reference
 
 from inco.data.recipes import RECIPES, make_recipe
-from inco.data.transforms import Cutout, Normalise, RandomCrop, RandomFlip, RandomResizedCrop, Resize, crop_resize, shift_crop
+from inco.data.transforms import (
+    Cutout,
+    Normalise,
+    RandomCrop,
+    RandomFlip,
+    RandomResizedCrop,
+    Resize,
+    crop_resize,
+    shift_crop,
+)
 from inco.errors import ConfigError
 
 NATIVE = {
@@ -40,9 +51,15 @@ def test_random_crop_equals_padding_and_slicing_one_image_at_a_time() -> None:
     top = torch.randint(9, (20,), generator=g)
     left = torch.randint(9, (20,), generator=g)
     padded = np.pad(x.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)))
-    expected = np.stack([padded[i, :, t : t + 32, c : c + 32] for i, (t, c) in enumerate(zip(top, left, strict=True))])
+    expected = np.stack(
+        [
+            padded[i, :, t : t + 32, c : c + 32]
+            for i, (t, c) in enumerate(zip(top, left, strict=True))
+        ]
+    )
     assert np.array_equal(RandomCrop(4)(x, gen(7)).numpy(), expected)
-    assert set(top.tolist()) | set(left.tolist()) == set(range(9))  # every offset occurs, both ends included
+    # every offset occurs, both ends included
+    assert set(top.tolist()) | set(left.tolist()) == set(range(9))
 
 
 def test_crop_in_the_middle_is_the_identity() -> None:
@@ -73,7 +90,9 @@ def test_cutout_equals_a_loop_with_clipping() -> None:
 def test_normalise_equals_torchvision() -> None:
     x = images()
     expected = reference.normalize(unit(x), list(CIFAR_MEAN), list(CIFAR_STD))
-    torch.testing.assert_close(Normalise(CIFAR_MEAN, CIFAR_STD)(x, gen()), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        Normalise(CIFAR_MEAN, CIFAR_STD)(x, gen()), expected, rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize(("native", "size"), [(28, 32), (28, 224), (32, 16), (40, 24)])
@@ -89,7 +108,9 @@ def test_crop_resize_equals_torchvision_one_image_at_a_time(size: int) -> None:
     draw = RandomResizedCrop(size).draw(8, 32, 24, gen(4), x.device)
     out = crop_resize(x, *draw, size)
     for i, (top, left, height, width) in enumerate(zip(*(d.tolist() for d in draw), strict=True)):
-        expected = reference.resized_crop(x[i], top, left, height, width, [size, size], antialias=True)
+        expected = reference.resized_crop(
+            x[i], top, left, height, width, [size, size], antialias=True
+        )
         torch.testing.assert_close(out[i], expected, rtol=0, atol=2e-3)  # of 255
 
 
@@ -101,14 +122,20 @@ def test_crop_resize_is_within_a_grey_level_of_pil() -> None:
     out = crop_resize(x.float(), *draw, 224)
     for i, (top, left, height, width) in enumerate(zip(*(d.tolist() for d in draw), strict=True)):
         picture = Image.fromarray(x[i].permute(1, 2, 0).numpy())
-        expected = np.asarray(reference.resized_crop(picture, top, left, height, width, [224, 224])).transpose(2, 0, 1)
+        expected = np.asarray(
+            reference.resized_crop(picture, top, left, height, width, [224, 224])
+        ).transpose(2, 0, 1)
         assert np.abs(out[i].numpy() - expected).max() < 1.01
 
 
 def test_rectangles_follow_the_published_rule() -> None:
     m = 4000
     top, left, height, width = RandomResizedCrop(224).draw(m, 32, 32, gen(1), torch.device("cpu"))
-    assert min(top.min(), left.min()) >= 0 and (top + height).max() <= 32 and (left + width).max() <= 32
+    assert (
+        min(top.min(), left.min()) >= 0
+        and (top + height).max() <= 32
+        and (left + width).max() <= 32
+    )
     share = (height * width).float() / 1024
     assert 0.05 < share.min() < 0.12 and share.max() > 0.9
     ratio = width / height
@@ -119,28 +146,42 @@ def test_rectangles_follow_the_published_rule() -> None:
     from torchvision.transforms import RandomResizedCrop as Torchvision
 
     torch.manual_seed(0)
-    theirs = [Torchvision.get_params(torch.zeros(3, 32, 32), [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(m)]
+    theirs = [
+        Torchvision.get_params(torch.zeros(3, 32, 32), [0.08, 1.0], [3 / 4, 4 / 3])
+        for _ in range(m)
+    ]
     their_share = torch.tensor([h * w / 1024 for _, _, h, w in theirs])
     for q in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert abs(share.quantile(q) - their_share.quantile(q)) < 0.04
 
 
 def test_a_rectangle_that_never_fits_is_the_centre_with_the_allowed_ratio() -> None:
-    top, left, height, width = RandomResizedCrop(8, scale=(4.0, 5.0)).draw(3, 30, 60, gen(), torch.device("cpu"))
-    assert [t.tolist() for t in (top, left, height, width)] == [[0] * 3, [10] * 3, [30] * 3, [40] * 3]
+    top, left, height, width = RandomResizedCrop(8, scale=(4.0, 5.0)).draw(
+        3, 30, 60, gen(), torch.device("cpu")
+    )
+    assert [t.tolist() for t in (top, left, height, width)] == [
+        [0] * 3,
+        [10] * 3,
+        [30] * 3,
+        [40] * 3,
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 @pytest.mark.parametrize("family", ["resnet", "vit"])
 @pytest.mark.parametrize("size", [None, 20])
 @pytest.mark.parametrize("variant", ["published", "corrected"])
-def test_every_recipe_gives_the_shape_it_says_and_repeats_itself(name: str, family: str, size: int | None, variant: str) -> None:
+def test_every_recipe_gives_the_shape_it_says_and_repeats_itself(
+    name: str, family: str, size: int | None, variant: str
+) -> None:
     recipe = make_recipe(name, NATIVE[name], family, size, variant)
     x = images(3, NATIVE[name]) // (15 if name == "digits" else 1)
     kept = x.clone()
     for transform in (recipe.train, recipe.test):
         out = transform(x, gen(1))
-        assert out.shape == (3, *recipe.shape) and out.dtype == torch.float32 and out.isfinite().all()
+        assert (
+            out.shape == (3, *recipe.shape) and out.dtype == torch.float32 and out.isfinite().all()
+        )
         assert torch.equal(out, transform(x, gen(1)))
         assert torch.equal(x, kept)  # the resident images are never written to
     assert size is None or recipe.shape[1:] == (size, size)
@@ -176,30 +217,48 @@ def test_published_cifar10_resnet_step_by_step() -> None:
         y, c = int(rows[i]), int(columns[i])
         one[:, max(0, y - 8) : y + 8, max(0, c - 8) : c + 8] = 0
         torch.testing.assert_close(out[i], one, rtol=0, atol=2e-6)
-    torch.testing.assert_close(recipe.test(x, gen()), reference.normalize(unit(x), CIFAR_MEAN, CIFAR_STD), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        recipe.test(x, gen()),
+        reference.normalize(unit(x), CIFAR_MEAN, CIFAR_STD),
+        rtol=0,
+        atol=2e-6,
+    )
 
 
 def test_fashion_mnist_published_is_neither_normalised_nor_augmented() -> None:
     x = images(4, (1, 28, 28))
     resnet = make_recipe("fashion_mnist", (1, 28, 28), "resnet", None, "published")
-    torch.testing.assert_close(resnet.train(x, gen()), reference.resize(unit(x), [32, 32], antialias=True), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        resnet.train(x, gen()),
+        reference.resize(unit(x), [32, 32], antialias=True),
+        rtol=0,
+        atol=1e-5,
+    )
     vit = make_recipe("fashion_mnist", (1, 28, 28), "vit", None, "published").train(x, gen())
     three = reference.resize(unit(x).expand(-1, 3, -1, -1), [224, 224], antialias=True)
     torch.testing.assert_close(vit, three, rtol=0, atol=1e-5)
-    corrected = make_recipe("fashion_mnist", (1, 28, 28), "resnet", None, "corrected").train(x, gen())
-    torch.testing.assert_close(corrected, (resnet.train(x, gen()) - 0.2860) / 0.3530, rtol=0, atol=1e-5)
+    corrected = make_recipe("fashion_mnist", (1, 28, 28), "resnet", None, "corrected").train(
+        x, gen()
+    )
+    torch.testing.assert_close(
+        corrected, (resnet.train(x, gen()) - 0.2860) / 0.3530, rtol=0, atol=1e-5
+    )
 
 
 def test_cinic10_published_mirrors_test_images_and_corrected_does_not() -> None:
     x = images(40)
-    published, corrected = (make_recipe("cinic10", (3, 32, 32), "resnet", None, v) for v in ("published", "corrected"))
+    published, corrected = (
+        make_recipe("cinic10", (3, 32, 32), "resnet", None, v) for v in ("published", "corrected")
+    )
     plain, mirrored = corrected.test(x, gen()), published.test(x, gen())
     same = (plain == mirrored).flatten(1).all(1)
     assert 5 < same.sum() < 35
     assert torch.equal(mirrored[~same], plain[~same].flip(-1))
     torch.testing.assert_close(
         plain,
-        reference.normalize(unit(x), [0.47889522, 0.47227842, 0.43047404], [0.24205776, 0.23828046, 0.25874835]),
+        reference.normalize(
+            unit(x), [0.47889522, 0.47227842, 0.43047404], [0.24205776, 0.23828046, 0.25874835]
+        ),
         rtol=0,
         atol=2e-6,
     )
@@ -207,7 +266,10 @@ def test_cinic10_published_mirrors_test_images_and_corrected_does_not() -> None:
 
 
 def test_svhn_vit_mirrors_only_when_published() -> None:
-    steps = {v: repr(make_recipe("svhn", (3, 32, 32), "vit", None, v).train) for v in ("published", "corrected")}
+    steps = {
+        v: repr(make_recipe("svhn", (3, 32, 32), "vit", None, v).train)
+        for v in ("published", "corrected")
+    }
     assert "RandomFlip" in steps["published"] and "RandomFlip" not in steps["corrected"]
     resnet = repr(make_recipe("svhn", (3, 32, 32), "resnet", None, "published").train)
     assert "Cutout(16)" in resnet and "RandomCrop" not in resnet and "RandomFlip" not in resnet
@@ -216,7 +278,9 @@ def test_svhn_vit_mirrors_only_when_published() -> None:
 def test_vit_test_images_are_resized_then_normalised() -> None:
     x = images(2)
     out = make_recipe("cifar10", (3, 32, 32), "vit", None, "published").test(x, gen())
-    expected = reference.normalize(reference.resize(unit(x), [224, 224], antialias=True), [0.5] * 3, [0.5] * 3)
+    expected = reference.normalize(
+        reference.resize(unit(x), [224, 224], antialias=True), [0.5] * 3, [0.5] * 3
+    )
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
@@ -245,7 +309,9 @@ def test_cutout_keeps_its_share_at_another_size() -> None:
 def test_wrong_family_variant_and_size_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         make_recipe("digits", (1, 8, 8), "mlp", 0, "best")
-    assert len(error.value.problems) == 3 and all(word in str(error.value) for word in ("mlp", "best", "image_size=0"))
+    assert len(error.value.problems) == 3 and all(
+        word in str(error.value) for word in ("mlp", "best", "image_size=0")
+    )
 
 
 def test_integers_with_a_bound_each_stay_below_it() -> None:

@@ -1,4 +1,6 @@
-"""A whole sitting of a run in this process: what `python run.py` does after it has checked its words, record and checkpoints included."""
+"""A whole sitting of a run in this process: what `python run.py` does after it has checked its
+words, record and checkpoints included.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,30 @@ import pytest
 import torch
 from support import TINY, read_rows, read_summary, settings_of, timeless
 
-from inco.checkpoint import Checkpoints
-from inco.config.launch import lead
-from inco.config.showing import Showing
+from inco.records.checkpoint import Checkpoints
+from inco.run.launch import lead
+from inco.run.showing import Showing
 
 ONE = (*TINY, "engine.workers=1")
 
 
 def facts(folder: Path) -> dict[str, Any]:
     """What the command line tells a run about itself."""
-    more: dict[str, Any] = {"choices": {}, "experiment": None, "scale": None, "difference": {}, "files": {"config.yaml": "seed: 0\n"}}
-    return {"name": folder.name, "group": "faults", "tags": [], "method": "", "command": "python run.py", **more}
+    more: dict[str, Any] = {
+        "choices": {},
+        "experiment": None,
+        "scale": None,
+        "difference": {},
+        "files": {"config.yaml": "seed: 0\n"},
+    }
+    return {
+        "name": folder.name,
+        "group": "faults",
+        "tags": [],
+        "method": "",
+        "command": "python run.py",
+        **more,
+    }
 
 
 def sit(folder: Path, *words: str, **more: Any) -> dict[str, Any]:
@@ -43,13 +58,19 @@ def after_round(monkeypatch: pytest.MonkeyPatch, round: int, work: Callable[[], 
 
 
 def same_end(folder: Path, other: Path) -> None:
-    """Two runs have ended alike: weights to the bit, all vectors of the last checkpoint, and every line of metrics but for times."""
+    """Two runs have ended alike: weights to the bit, all vectors of the last checkpoint, and every
+    line of metrics but for times.
+    """
     ours, theirs = read_summary(folder), read_summary(other)
     assert ours["status"] == theirs["status"] == "finished" and ours["rounds"] == theirs["rounds"]
     assert ours["weights_sha256"] == theirs["weights_sha256"]
     assert timeless(read_rows(folder)) == timeless(read_rows(other))
     mine, other_state = Checkpoints(folder).load_latest(), Checkpoints(other).load_latest()
-    assert mine is not None and other_state is not None and mine.tensors.keys() == other_state.tensors.keys()
+    assert (
+        mine is not None
+        and other_state is not None
+        and mine.tensors.keys() == other_state.tensors.keys()
+    )
     assert all(torch.equal(t, other_state.tensors[name]) for name, t in mine.tensors.items())
 
 
@@ -119,7 +140,10 @@ class Slow(Algorithm):
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's own with faults in it, allowed as a target. Returns how its classes are chosen, less the name."""
+    """A module of the user's own with faults in it, allowed as a target.
+
+    Returns how its classes are chosen, less the name.
+    """
     import sys
 
     (tmp_path / "mine.py").write_text(MINE)

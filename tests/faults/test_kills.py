@@ -1,4 +1,6 @@
-"""R4 to R9, R21: a run is killed, stopped, interrupted, loses a worker, meets an error in a client, or is not alone."""
+"""R4 to R9, R21: a run is killed, stopped, interrupted, loses a worker, meets an error in a client,
+or is not alone.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import start, wait_for_rounds, workers_of
 from support import ROOT, TINY, read_rows, read_summary, timeless
-from test_interruptions import start, wait_for_rounds, workers_of
 
 from faults.sitting import MINE, ONE, last_checkpoint, mine, same_end, sit
-from inco.checkpoint import Checkpoints
 from inco.errors import StorageError, WorkerError
-from inco.record import RunLock
+from inco.records.checkpoint import Checkpoints
+from inco.records.record import RunLock
 
 pytestmark = pytest.mark.full
 
@@ -43,13 +45,18 @@ def crowd(*arguments: str | Path, timeout: float) -> object:
 
 @pytest.mark.timeout(60 + 30 * KILLS)
 def test_r04_kills_at_random_moments_lose_a_round_at_most(tmp_path: Path) -> None:
-    """`INCO_KILLS=50` for fifty; every second one while a checkpoint or a file is being written. In the end every bit is as without."""
+    """`INCO_KILLS=50` for fifty; every second one while a checkpoint or a file is being written.
+
+    In the end every bit is as without.
+    """
     seed = int(os.environ.get("INCO_KILLS_SEED", "4"))
     told = crowd("kills", tmp_path / "run", str(KILLS), str(seed), timeout=60 + 30 * KILLS)
     assert isinstance(told, dict) and len(told["kills"]) == KILLS
     for kill in told["kills"]:
         assert kill["killed"], "it was to run until killed"
-        assert kill["rows"] > kill["rows_before"], "each sitting records a round more than was there: no round is lost twice"
+        assert kill["rows"] > kill["rows_before"], (
+            "each sitting records a round more than was there: no round is lost twice"
+        )
         assert kill["saved"] >= kill["rows"] - 1, f"at most the round under way is lost: {kill}"
     assert any(kill["half"] for kill in told["kills"]), "some kills fell into a write"
     assert told["codes"] == [0, 0]
@@ -57,9 +64,17 @@ def test_r04_kills_at_random_moments_lose_a_round_at_most(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_r05_a_preempting_signal_ends_the_quick_start_in_time(tmp_path: Path, number: signal.Signals) -> None:
+def test_r05_a_preempting_signal_ends_the_quick_start_in_time(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     """Whatever round is under way: checkpoint, summary, W&B's files closed, exit code 75."""
-    quick = ("experiment=quickstart", "engine.workers=1", "hydra.run.dir=outputs/run", "checkpoint_every=1000", "tracker.mode=offline")
+    quick = (
+        "experiment=quickstart",
+        "engine.workers=1",
+        "hydra.run.dir=outputs/run",
+        "checkpoint_every=1000",
+        "tracker.mode=offline",
+    )
     run = start(tmp_path, *quick)
     folder = tmp_path / "outputs" / "run"
     wait_for_rounds(folder, 2)
@@ -67,7 +82,9 @@ def test_r05_a_preempting_signal_ends_the_quick_start_in_time(tmp_path: Path, nu
     sent = time.monotonic()
     _, errors = run.communicate(timeout=60)
     assert time.monotonic() - sent < 10
-    assert run.returncode == 75 and f"stopped by {number.name}" in errors and "Traceback" not in errors, errors
+    assert (
+        run.returncode == 75 and f"stopped by {number.name}" in errors and "Traceback" not in errors
+    ), errors
     summary = read_summary(folder)
     assert (summary["status"], summary["exit_code"]) == ("interrupted", 75)
     saved = Checkpoints(folder).load_latest()
@@ -82,8 +99,17 @@ def amid_a_long_round(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[
     """A run in its third round, whose clients take a minute each."""
     (tmp_path / "mine.py").write_text(MINE)
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "INCO_ALLOW_TARGETS": "mine"}
-    command = [sys.executable, str(ROOT / "run.py"), *LONG, "engine.workers=1", "algorithm._target_=mine.Slow", *words]
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        *LONG,
+        "engine.workers=1",
+        "algorithm._target_=mine.Slow",
+        *words,
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
         try:
             wait_for_rounds(tmp_path / "run", 2)
             time.sleep(1.5)
@@ -100,7 +126,10 @@ def test_r05_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert run.poll() is None, "the round under way has a moment to end"
         run.send_signal(signal.SIGTERM)
         assert run.wait(timeout=1.5) == 75
-    assert len(read_rows(tmp_path / "run")) == 2 and last_checkpoint(tmp_path / "run").name == "round_000002"
+    assert (
+        len(read_rows(tmp_path / "run")) == 2
+        and last_checkpoint(tmp_path / "run").name == "round_000002"
+    )
 
 
 def test_r05_a_round_that_is_given_up_costs_no_other(tmp_path: Path) -> None:
@@ -121,7 +150,9 @@ def test_r06_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> No
     run.send_signal(signal.SIGINT)
     sent = time.monotonic()
     _, errors = run.communicate(timeout=30)
-    assert run.returncode == 130 and "Traceback" not in errors and time.monotonic() - sent < 10, errors
+    assert run.returncode == 130 and "Traceback" not in errors and time.monotonic() - sent < 10, (
+        errors
+    )
     rows = read_rows(tmp_path / "run")
     saved = last_checkpoint(tmp_path / "run").name
     assert read_summary(tmp_path / "run")["status"] == "interrupted" and len(rows) >= 3
@@ -133,7 +164,9 @@ def test_r06_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> No
         [sys.executable, str(ROOT / "run.py"), *words, f"rounds={len(rows) + 1}"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert more.returncode == 0 and f"going on after round {int(saved[6:])}" in more.stdout, more.stderr
+    assert more.returncode == 0 and f"going on after round {int(saved[6:])}" in more.stdout, (
+        more.stderr
+    )
     assert timeless(read_rows(tmp_path / "run"))[: len(rows)] == timeless(rows)
 
 
@@ -153,9 +186,15 @@ def test_r07_a_killed_worker_is_noticed_and_named(tmp_path: Path) -> None:
     killed = time.time()
     _, errors = run.communicate(timeout=30)
     assert logged(tmp_path / "run", "WorkerError") - killed < 2
-    assert run.returncode == 1 and f"worker 1 (pid {worker}) was killed by SIGKILL" in errors and "Traceback" not in errors, errors
+    assert (
+        run.returncode == 1
+        and f"worker 1 (pid {worker}) was killed by SIGKILL" in errors
+        and "Traceback" not in errors
+    ), errors
     rows, saved = read_rows(tmp_path / "run"), Checkpoints(tmp_path / "run").load_latest()
-    assert saved is not None and saved.round == len(rows) == read_summary(tmp_path / "run")["rounds"]
+    assert (
+        saved is not None and saved.round == len(rows) == read_summary(tmp_path / "run")["rounds"]
+    )
     assert f"round {len(rows) + 1}" in errors, "the message says which round was under way"
 
 
@@ -171,25 +210,42 @@ def test_r07_with_a_retry_the_run_has_the_bits_of_one_without_an_accident(tmp_pa
     same_end(tmp_path / "run", tmp_path / "whole")
 
 
-def test_r08_an_error_in_a_client_is_told_with_its_traceback(type_command, tmp_path: Path, mine: str) -> None:
-    """On the worker beside the first: the message names round, client and worker, the log has the traceback, the round is not applied."""
+def test_r08_an_error_in_a_client_is_told_with_its_traceback(
+    type_command, tmp_path: Path, mine: str
+) -> None:
+    """On the worker beside the first: the message names round, client and worker, the log has the
+    traceback, the round is not applied.
+    """
     env = {"INCO_ALLOW_TARGETS": "mine", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     done = type_command(*LONG, "engine.workers=2", f"{mine}OnOtherWorker", env=env)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert re.search(r"round 2, client \d \(resnet\d+, 12 examples\) failed on worker 1: ZeroDivisionError: of its own", done.stderr)
+    assert re.search(
+        r"round 2, client \d \(resnet\d+, 12 examples\) failed on worker 1: ZeroDivisionError: of"
+        r" its own",
+        done.stderr,
+    )
     log = (tmp_path / "run" / "run.log").read_text()
     assert "Traceback" in log and "in local_end" in log
-    assert len(read_rows(tmp_path / "run")) == 1 and last_checkpoint(tmp_path / "run").name == "round_000001"
+    assert (
+        len(read_rows(tmp_path / "run")) == 1
+        and last_checkpoint(tmp_path / "run").name == "round_000001"
+    )
 
 
-def test_r09_memory_that_runs_out_in_a_client_is_asked_for_once_more(tmp_path: Path, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU raises, raised by hand: the client is trained again, from the same random streams, and the run has the same bits."""
+def test_r09_memory_that_runs_out_in_a_client_is_asked_for_once_more(
+    tmp_path: Path, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU raises, raised by hand: the client is trained again, from the same random streams,
+    and the run has the same bits.
+    """
     sit(tmp_path / "whole", rounds=3)
     summary = sit(tmp_path / "run", f"{mine}OutOfMemory", rounds=3)
     assert summary["weights_sha256"] == read_summary(tmp_path / "whole")["weights_sha256"]
 
 
-def test_r09_memory_that_runs_out_twice_is_an_error_with_a_hint(tmp_path: Path, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r09_memory_that_runs_out_twice_is_an_error_with_a_hint(
+    tmp_path: Path, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MINE_TIMES", "1000")
     with pytest.raises(WorkerError, match=r"round 2, client 3 .*local\.batch_size"):
         sit(tmp_path / "run", f"{mine}OutOfMemory", rounds=3)
@@ -198,8 +254,12 @@ def test_r09_memory_that_runs_out_twice_is_an_error_with_a_hint(tmp_path: Path, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_r09_a_gpu_whose_memory_runs_out_is_told_with_its_peak(type_command, tmp_path: Path) -> None:
-    """A batch that no GPU holds: the error gives the peak in MB and the settings that make it smaller."""
+def test_r09_a_gpu_whose_memory_runs_out_is_told_with_its_peak(
+    type_command, tmp_path: Path
+) -> None:
+    """A batch that no GPU holds: the error gives the peak in MB and the settings that make it
+    smaller.
+    """
     huge = (
         "model=resnet26",
         "dataset.shape=[3,1024,1024]",
@@ -210,14 +270,25 @@ def test_r09_a_gpu_whose_memory_runs_out_is_told_with_its_peak(type_command, tmp
     )
     done = type_command(*ONE, *huge, "engine.device=cuda", "hydra.run.dir=run", timeout=280)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert re.search(r"\d+ MB", done.stderr) and "local.batch_size" in done.stderr and "engine.workers" in done.stderr
+    assert (
+        re.search(r"\d+ MB", done.stderr)
+        and "local.batch_size" in done.stderr
+        and "engine.workers" in done.stderr
+    )
 
 
 def test_r21_of_four_runs_at_once_in_one_folder_one_is_the_writer(tmp_path: Path) -> None:
-    """The others are refused (74). Four in four folders end alike. The lock of a process that is gone is taken over."""
+    """The others are refused (74).
+
+    Four in four folders end alike. The lock of a process that is gone is taken over.
+    """
     codes = crowd("race", *[tmp_path / "one"] * 4, timeout=200)
     assert isinstance(codes, list) and sorted(codes) == [0, 74, 74, 74]
-    refused = [path.read_text() for path in tmp_path.glob("one.*.log") if "a run's folder has one writer" in path.read_text()]
+    refused = [
+        path.read_text()
+        for path in tmp_path.glob("one.*.log")
+        if "a run's folder has one writer" in path.read_text()
+    ]
     assert len(refused) == 3 and len(read_rows(tmp_path / "one")) == 12
     folders = [tmp_path / name for name in "abcd"]
     assert crowd("race", *folders, timeout=200) == [0] * 4

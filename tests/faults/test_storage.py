@@ -1,4 +1,6 @@
-"""R11 to R16: checkpoints that are damaged or of another run, disks that are full, folders that cannot be written."""
+"""R11 to R16: checkpoints that are damaged or of another run, disks that are full, folders that
+cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from support import read_rows, read_summary
 
 from faults.sitting import ONE, copied, last_checkpoint, same_end, sit
 from faults.test_input import quickest
-from inco import checkpoint
-from inco.checkpoint import FORMAT_VERSION, Checkpoints, _hash_json
 from inco.config.front import check
 from inco.errors import ConfigError, StorageError
-from inco.record import RunRecord
+from inco.records import checkpoint
+from inco.records.checkpoint import FORMAT_VERSION, Checkpoints, _hash_json
+from inco.records.record import RunRecord
 
 pytestmark = pytest.mark.full
 
@@ -48,7 +50,9 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def goes_on_from_the_one_before(three: tuple[Path, Path], name: str, damage: Callable[[Path], None]) -> None:
+def goes_on_from_the_one_before(
+    three: tuple[Path, Path], name: str, damage: Callable[[Path], None]
+) -> None:
     run = copied(three[0], name)
     assert len(list((run / "checkpoint").glob("round_*"))) == 2, "two are kept"
     damage(last_checkpoint(run) / "state.safetensors")
@@ -58,7 +62,10 @@ def goes_on_from_the_one_before(three: tuple[Path, Path], name: str, damage: Cal
 
 
 def test_r11_a_truncated_checkpoint_is_passed_over(three: tuple[Path, Path]) -> None:
-    """With a warning, for the one before; the run ends with the bits that it would have had. Where none is left it is an error."""
+    """With a warning, for the one before; the run ends with the bits that it would have had.
+
+    Where none is left it is an error.
+    """
     goes_on_from_the_one_before(three, "truncated", truncate)
     run = copied(three[0], "all_truncated")
     for one in (run / "checkpoint").glob("round_*"):
@@ -84,7 +91,10 @@ def test_r13_a_newer_format_is_refused(three: tuple[Path, Path]) -> None:
         del manifest["sha256"]
         manifest["format_version"] = FORMAT_VERSION + 1
         (one / "manifest.json").write_text(json.dumps(manifest | {"sha256": _hash_json(manifest)}))
-    with pytest.raises(StorageError, match=rf"format {FORMAT_VERSION + 1}; this InCo reads formats up to {FORMAT_VERSION}"):
+    with pytest.raises(
+        StorageError,
+        match=rf"format {FORMAT_VERSION + 1}; this InCo reads formats up to {FORMAT_VERSION}",
+    ):
         sit(run, *STATEFUL, rounds=4)
 
 
@@ -96,10 +106,17 @@ def test_r13_another_configuration_is_refused_key_by_key(three: tuple[Path, Path
         with pytest.raises(ConfigError) as caught:
             sit(run, *STATEFUL, "local.lr=0.5", "seed=3", rounds=4)
         text = "\n".join(caught.value.problems)
-        assert "local.lr: this folder's run has 0.01, this command 0.5" in text and "seed: " in text and len(caught.value.problems) == 3, (
-            text
-        )
-    assert sit(run, *STATEFUL, "checkpoint_every=2", "engine.retry=1", "engine.mode=eager", rounds=4)["rounds"] == 4
+        assert (
+            "local.lr: this folder's run has 0.01, this command 0.5" in text
+            and "seed: " in text
+            and len(caught.value.problems) == 3
+        ), text
+    assert (
+        sit(run, *STATEFUL, "checkpoint_every=2", "engine.retry=1", "engine.mode=eager", rounds=4)[
+            "rounds"
+        ]
+        == 4
+    )
     same_end(run, three[1])
 
 
@@ -114,7 +131,9 @@ def test_r13_a_file_beside_the_checkpoints_does_no_harm(three: tuple[Path, Path]
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse every write beyond this size of a file, as a full disk does, halfway."""
+    """Let the system refuse every write beyond this size of a file, as a full disk does,
+    halfway.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -123,11 +142,16 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_r14_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(three: tuple[Path, Path]) -> None:
+def test_r14_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
+    three: tuple[Path, Path],
+) -> None:
     """The run stops with exit code 74. With space again it goes on to the same bits."""
     run = copied(three[0], "full")
     size = (last_checkpoint(run) / "state.safetensors").stat().st_size
-    with largest_file(size - 100), pytest.raises(StorageError, match="cannot write the checkpoint") as caught:
+    with (
+        largest_file(size - 100),
+        pytest.raises(StorageError, match="cannot write the checkpoint") as caught,
+    ):
         sit(run, *STATEFUL, rounds=4)
     assert caught.value.exit_code == 74
     saved = Checkpoints(run).load_latest()
@@ -136,11 +160,15 @@ def test_r14_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_befo
     same_end(run, three[1])
 
 
-def test_r14_too_little_space_is_told_before_a_byte_is_written(three: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r14_too_little_space_is_told_before_a_byte_is_written(
+    three: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = copied(three[0], "little")
     written: list[object] = []
     monkeypatch.setattr(checkpoint, "save_file", lambda *args: written.append(args))
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(
+        checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})()
+    )
     with pytest.raises(StorageError, match="free some space"):
         sit(run, *STATEFUL, rounds=4)
     assert written == [] and last_checkpoint(run).name == "round_000003"
@@ -150,14 +178,24 @@ def test_r15_a_row_that_cannot_be_written_ends_the_run(three: tuple[Path, Path])
     """Exit code 74, no half line, and the round that has no row has no checkpoint either."""
     run = copied(three[0], "rows")
     first, *others = read_rows(run)
-    padded = [json.dumps(first | {"padding": "x" * 3_000_000}), *map(json.dumps, others)]  # larger than all that is written besides
+    # larger than all that is written besides
+    padded = [
+        json.dumps(first | {"padding": "x" * 3_000_000}),
+        *map(json.dumps, others),
+    ]
     (run / "metrics.jsonl").write_text("\n".join(padded) + "\n")
     before = (run / "metrics.jsonl").read_bytes()
-    with largest_file(len(before) + 20), pytest.raises(StorageError, match=r"cannot write round 4 to .*metrics.jsonl") as caught:
+    with (
+        largest_file(len(before) + 20),
+        pytest.raises(StorageError, match=r"cannot write round 4 to .*metrics.jsonl") as caught,
+    ):
         sit(run, *STATEFUL, rounds=5)
     assert caught.value.exit_code == 74 and (run / "metrics.jsonl").read_bytes() == before
     assert last_checkpoint(run).name == "round_000003"
-    assert (read_summary(run)["status"], read_summary(run)["rounds"]) in {("failed", 3), ("finished", 3)}, "or the former one"
+    assert (read_summary(run)["status"], read_summary(run)["rounds"]) in {
+        ("failed", 3),
+        ("finished", 3),
+    }, "or the former one"
 
 
 def test_r15_rows_that_have_been_lost_are_counted_in_the_end(three: tuple[Path, Path]) -> None:
@@ -169,7 +207,9 @@ def test_r15_rows_that_have_been_lost_are_counted_in_the_end(three: tuple[Path, 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_r15_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_r15_a_log_that_cannot_be_written_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """run.log says what the record says as well, so the run goes on, and ends well."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.log").symlink_to("/dev/full")
@@ -178,8 +218,13 @@ def test_r15_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/nowhere/run", "readonly/run", "x" * 300])
-def test_r16_a_folder_that_cannot_be_written_is_told_at_once(type_command, tmp_path: Path, place: str) -> None:
-    """Exit code 74 in 2 s, before torch is imported. Root may write anywhere, but not below a file or in /proc."""
+def test_r16_a_folder_that_cannot_be_written_is_told_at_once(
+    type_command, tmp_path: Path, place: str
+) -> None:
+    """Exit code 74 in 2 s, before torch is imported.
+
+    Root may write anywhere, but not below a file or in /proc.
+    """
     if place == "readonly/run" and os.geteuid() == 0:
         pytest.skip("root may write anywhere")
     (tmp_path / "file").write_text("")
@@ -192,6 +237,10 @@ def test_r16_a_missing_folder_is_made(tmp_path: Path) -> None:
     from support import ROOT
 
     points = check(ROOT / "conf", [f"hydra.run.dir={tmp_path}/a/b/c"])
-    assert points is not None and points[0][0].folder == tmp_path / "a/b/c" and not (tmp_path / "a").exists(), "checking makes nothing"
+    assert (
+        points is not None
+        and points[0][0].folder == tmp_path / "a/b/c"
+        and not (tmp_path / "a").exists()
+    ), "checking makes nothing"
     sit(tmp_path / "a" / "b" / "c", rounds=1)
     assert RunRecord(tmp_path / "a/b/c").count == 1

@@ -1,4 +1,6 @@
-"""R20: W&B is off, not installed, without a key, without a network, behind a broken server, or dies: the run is the same."""
+"""R20: W&B is off, not installed, without a key, without a network, behind a broken server, or
+dies: the run is the same.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_tracker import KEY, no_account, server
+from wandb_server import KEY, no_account, server
 
 from faults.sitting import after_round, same_end, sit
 
 pytestmark = pytest.mark.full
 
-__all__ = ["no_account", "server"]  # fixtures: a home without credentials, and a server that answers as told
+# fixtures: a home without credentials, and a server that answers as told
+__all__ = [
+    "no_account",
+    "server",
+]
 WORDS = ("tracker=wandb", "transform=inco")
 ROUNDS = 3
 
@@ -50,20 +56,29 @@ def services() -> list[int]:
     return found
 
 
-def test_r20_not_installed(tmp_path: Path, without: tuple[Path, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r20_not_installed(
+    tmp_path: Path, without: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "wandb", None)
         (warning,) = the_same(without, tmp_path / "outputs" / "run")
     assert "W&B" in warning and "off for this run" in warning
 
 
-def test_r20_no_key(tmp_path: Path, without: tuple[Path, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_r20_no_key(
+    tmp_path: Path, without: tuple[Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert the_same(without, tmp_path / "outputs" / "run") == []
-    assert "offline (no API key)" in capsys.readouterr().out and list((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    assert "offline (no API key)" in capsys.readouterr().out and list(
+        (tmp_path / "outputs" / "wandb").glob("offline-run-*")
+    )
 
 
 def test_r20_no_network(
-    tmp_path: Path, without: tuple[Path, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    without: tuple[Path, float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -85,9 +100,14 @@ def test_r20_a_server_that_says_503(
 
 
 def test_r20_a_server_that_lets_the_run_in_and_then_says_nothing(
-    tmp_path: Path, without: tuple[Path, float], monkeypatch: pytest.MonkeyPatch, server: Callable[..., str]
+    tmp_path: Path,
+    without: tuple[Path, float],
+    monkeypatch: pytest.MonkeyPatch,
+    server: Callable[..., str],
 ) -> None:
-    """The end is not waited for longer than the 15 s that it may cost in all, and the summary says how to send what is left."""
+    """The end is not waited for longer than the 15 s that it may cost in all, and the summary says
+    how to send what is left.
+    """
     monkeypatch.setenv("WANDB_BASE_URL", server(200, lets_in=True))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (warning,) = the_same(without, tmp_path / "outputs" / "run")
@@ -95,7 +115,9 @@ def test_r20_a_server_that_lets_the_run_in_and_then_says_nothing(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds W&B's service by /proc")
-def test_r20_its_own_service_dies_amid_the_run(tmp_path: Path, without: tuple[Path, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r20_its_own_service_dies_amid_the_run(
+    tmp_path: Path, without: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed: list[int] = []
 
     def kill() -> None:

@@ -1,6 +1,8 @@
-"""Fuzz the command line: composing and checking ends in a valid configuration or in a clean message, and a valid one runs or is refused.
+"""Fuzz the command line: composing and checking ends in a valid configuration or in a clean
+message, and a valid one runs or is refused.
 
-`python -m tests.fuzz.configurations --count 10000 --seed 0 --runs 20`, in the checkout. Ends with 1 if a fault was found.
+`python -m tests.fuzz.configurations --count 10000 --seed 0 --runs 20`, in the checkout. Ends with 1
+if a fault was found.
 """
 
 from __future__ import annotations
@@ -30,14 +32,21 @@ from inco.config import front
 from inco.config.front import check
 
 RUN_LIMIT_S = 60.0
-SWEEP_LIMIT_S = 120.0  # an experiment of the paper brings hundreds of points, and composing one takes a fifth of a second
+# an experiment of the paper brings hundreds of points, and composing one takes a fifth of a second
+SWEEP_LIMIT_S = 120.0
 
 
 @contextmanager
 def fast() -> Iterator[None]:
-    """Let checks share Hydra's reading of conf/, and compositions without values: what is checked is the same, in half the time."""
+    """Let checks share Hydra's reading of conf/, and compositions without values: what is checked
+    is the same, in half the time.
+    """
     real, compositions = front._try_compose, {}
-    groups = {f"{group}={option}" for group, options in words.space().options.items() for option in options}
+    groups = {
+        f"{group}={option}"
+        for group, options in words.space().options.items()
+        for option in options
+    }
 
     def remembered(lines: list[str]) -> Any:
         if not set(lines) <= groups:
@@ -52,14 +61,18 @@ def fast() -> Iterator[None]:
         yield
 
     with ExitStack() as stack:
-        stack.enter_context(initialize_config_dir(config_dir=str(words.CONF), version_base="1.3", job_name="run"))
+        stack.enter_context(
+            initialize_config_dir(config_dir=str(words.CONF), version_base="1.3", job_name="run")
+        )
         stack.enter_context(mock.patch.object(front, "initialize_config_dir", open_already))
         stack.enter_context(mock.patch.object(front, "_try_compose", remembered))
         yield
 
 
 def check_one(report: Report, argv: Sequence[str]) -> None:
-    """Check one command line. argparse's own refusal is as good as ours: it says what is wrong and means exit code 2."""
+    """Check one command line. argparse's own refusal is as good as ours: it says what is wrong and
+    means exit code 2.
+    """
     said = io.StringIO()
 
     def work() -> Any:
@@ -70,19 +83,33 @@ def check_one(report: Report, argv: Sequence[str]) -> None:
 
     def judge(result: Any) -> str | None:
         if isinstance(result, SystemExit):
-            return None if result.code == 2 and "error:" in said.getvalue() else f"left with {result.code}"
+            return (
+                None
+                if result.code == 2 and "error:" in said.getvalue()
+                else f"left with {result.code}"
+            )
         if result is None:
             return None
         points, _ = result
-        return None if all(p.folder.name and "\x00" not in str(p.folder) for p in points) else f"a folder without a name: {points}"
+        return (
+            None
+            if all(p.folder.name and "\x00" not in str(p.folder) for p in points)
+            else f"a folder without a name: {points}"
+        )
 
-    limit = SWEEP_LIMIT_S if {"-m", "--multirun"} & set(argv) and any(word.startswith("experiment=") for word in argv) else LIMIT_S
+    limit = (
+        SWEEP_LIMIT_S
+        if {"-m", "--multirun"} & set(argv) and any(word.startswith("experiment=") for word in argv)
+        else LIMIT_S
+    )
     with redirect_stderr(said), redirect_stdout(said):
         judged(report, shlex.join(argv), work, judge, limit)
 
 
 def run_one(report: Report, argv: Sequence[str], folder: Path) -> None:
-    """Type a command line that has passed the check, in this process: a round, and an end that says what it is."""
+    """Type a command line that has passed the check, in this process: a round, and an end that says
+    what it is.
+    """
     said = io.StringIO()
 
     def work() -> int:
@@ -102,7 +129,11 @@ def run_one(report: Report, argv: Sequence[str], folder: Path) -> None:
         report.ends[f"run: exit code {code}"] += 1
         return None
 
-    with redirect_stderr(said), redirect_stdout(said), mock.patch.object(sys, "argv", ["run.py", *argv]):
+    with (
+        redirect_stderr(said),
+        redirect_stdout(said),
+        mock.patch.object(sys, "argv", ["run.py", *argv]),
+    ):
         judged(report, shlex.join(argv), work, judge, RUN_LIMIT_S)
 
 
@@ -159,7 +190,10 @@ def main() -> int:
     chosen = parser.parse_args()
     began = time.monotonic()
     report = fuzz(chosen.count, chosen.seed, chosen.runs)
-    print(f"{report}\n{time.monotonic() - began:.0f} s; a case may take {LIMIT_S:g} s, a run {RUN_LIMIT_S:g} s")
+    print(
+        f"{report}\n{time.monotonic() - began:.0f} s; a case may take {LIMIT_S:g} s, a run"
+        f" {RUN_LIMIT_S:g} s"
+    )
     return 1 if report.faults else 0
 
 

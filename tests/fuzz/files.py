@@ -1,6 +1,8 @@
-"""Fuzz the readers: a damaged file ends in a clean refusal or in equal content; nothing in it is run, and nothing hangs.
+"""Fuzz the readers: a damaged file ends in a clean refusal or in equal content; nothing in it is
+run, and nothing hangs.
 
-`python -m tests.fuzz.files --count 10000 --seed 0 [--only Partition] [--keep FOLDER]`, in the checkout. Ends with 1 if a fault was found.
+`python -m tests.fuzz.files --count 10000 --seed 0 [--only Partition] [--keep FOLDER]`, in the
+checkout. Ends with 1 if a fault was found.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from fuzz.outcomes import Report, judged
 from fuzz.subject import Subject
 from fuzz.subjects import SUBJECTS
 
-MEMORY = 8 << 30  # bytes of address space: a file that asks for more is to end in an error, not in a dead machine
+# bytes of address space: a file that asks for more is to end in an error, not in a dead machine
+MEMORY = 8 << 30
 
 
 def case(report: Report, subject: Subject, number: int, marker: Path, keep: Path | None) -> None:
@@ -37,11 +40,16 @@ def case(report: Report, subject: Subject, number: int, marker: Path, keep: Path
         marker.unlink()
     new = [key for key in report.seen if key not in before]
     if new and keep is not None:
-        shutil.copytree(subject.folder, keep / f"{type(subject).__name__}-{number}", dirs_exist_ok=True)
+        shutil.copytree(
+            subject.folder, keep / f"{type(subject).__name__}-{number}", dirs_exist_ok=True
+        )
 
 
 def fuzz(count: int, seed: int, only: str = "", keep: Path | None = None) -> dict[str, Report]:
-    """Damage and read `count` files, all kinds in turn. Returns a report a kind. `keep`: where files go that show a fault."""
+    """Damage and read `count` files, all kinds in turn.
+
+    Returns a report a kind. `keep`: where files go that show a fault.
+    """
     rng, reports = random.Random(seed), dict[str, Report]()
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL and NumPy about strange files
@@ -50,7 +58,9 @@ def fuzz(count: int, seed: int, only: str = "", keep: Path | None = None) -> dic
         subjects = [kind(Path(place) / kind.__name__ / "files", rng) for kind in chosen]
         for number in range(count):
             subject = subjects[number % len(subjects)]
-            case(reports.setdefault(type(subject).__name__, Report()), subject, number, marker, keep)
+            case(
+                reports.setdefault(type(subject).__name__, Report()), subject, number, marker, keep
+            )
     return reports
 
 

@@ -1,4 +1,6 @@
-"""Damage to files: bits, bytes, lengths, numbers written in them, members of archives, and files that would run something."""
+"""Damage to files: bits, bytes, lengths, numbers written in them, members of archives, and files
+that would run something.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,17 @@ PIECES: tuple[bytes, ...] = (
     b"\n",
     b"[" * 5000,
 )
-PIECES += (b'{"a":' * 3000, b"1" * 5000, b"c__builtin__\nopen\n(", b"\x80\x05", b"L" * 40, b"|O8", b"<f4", b"True", b"(9999999999,)")
+PIECES += (
+    b'{"a":' * 3000,
+    b"1" * 5000,
+    b"c__builtin__\nopen\n(",
+    b"\x80\x05",
+    b"L" * 40,
+    b"|O8",
+    b"<f4",
+    b"True",
+    b"(9999999999,)",
+)
 
 
 class Bomb:
@@ -64,20 +76,38 @@ class Bomb:
 
 
 def bombs(marker: Path) -> list[bytes]:
-    """Files that run something for whoever unpickles them: bare, in .npy, in .npz, as torch saves, as JSON's neighbours."""
-    bare, array, archive, torchlike = pickle.dumps(Bomb(marker)), io.BytesIO(), io.BytesIO(), io.BytesIO()
+    """Files that run something for whoever unpickles them: bare, in .npy, in .npz, as torch saves,
+    as JSON's neighbours.
+    """
+    bare, array, archive, torchlike = (
+        pickle.dumps(Bomb(marker)),
+        io.BytesIO(),
+        io.BytesIO(),
+        io.BytesIO(),
+    )
     np.save(array, np.array({0: Bomb(marker)}, dtype=object), allow_pickle=True)
-    objects: dict[str, Any] = {name: np.array([Bomb(marker)], dtype=object) for name in ("order", "offsets", "x_train", "y_train")}
+    objects: dict[str, Any] = {
+        name: np.array([Bomb(marker)], dtype=object)
+        for name in ("order", "offsets", "x_train", "y_train")
+    }
     np.savez(archive, **objects)
     with zipfile.ZipFile(torchlike, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps(Bomb(marker), protocol=2))
         file.writestr("archive/version", "3\n")
         file.writestr("archive/byteorder", "little")
-    return [bare, pickle.dumps(Bomb(marker), protocol=0), array.getvalue(), archive.getvalue(), torchlike.getvalue()]
+    return [
+        bare,
+        pickle.dumps(Bomb(marker), protocol=0),
+        array.getvalue(),
+        archive.getvalue(),
+        torchlike.getvalue(),
+    ]
 
 
 def damaged(rng: random.Random, data: bytes, marker: Path) -> bytes:
-    """Damage a file's bytes in a random way, now and then inside what is compressed or archived there."""
+    """Damage a file's bytes in a random way, now and then inside what is compressed or archived
+    there.
+    """
     at = rng.random()
     if at < 0.06:
         return rng.choice(bombs(marker))
@@ -92,7 +122,9 @@ def damaged(rng: random.Random, data: bytes, marker: Path) -> bytes:
 
 
 def _inside(rng: random.Random, data: bytes) -> bytes | None:
-    """Damage a member of a zip archive, or the body of a gzip file, and pack it again, so that checksums hold."""
+    """Damage a member of a zip archive, or the body of a gzip file, and pack it again, so that
+    checksums hold.
+    """
     if data[:2] == b"\x1f\x8b":
         try:
             return gzip.compress(rng.choice(WAYS)(rng, gzip.decompress(data)), 1)
@@ -110,7 +142,9 @@ def _inside(rng: random.Random, data: bytes) -> bytes | None:
     if rng.random() < 0.1:
         del members[name]
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+    with zipfile.ZipFile(
+        out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    ) as archive:
         for member, body in members.items():
             archive.writestr(member, body)
     return out.getvalue()
@@ -169,7 +203,11 @@ def _number_in_place(rng: random.Random, data: bytes) -> bytes:
     if not found:
         return _swap(rng, data)
     chosen = rng.choice(found)
-    return data[: chosen.start()] + bytes(rng.choice(b"0123456789") for _ in chosen.group()) + data[chosen.end() :]
+    return (
+        data[: chosen.start()]
+        + bytes(rng.choice(b"0123456789") for _ in chosen.group())
+        + data[chosen.end() :]
+    )
 
 
 def _huge_field(rng: random.Random, data: bytes) -> bytes:
@@ -177,7 +215,15 @@ def _huge_field(rng: random.Random, data: bytes) -> bytes:
     a = rng.randrange(max(1, min(len(data), 256)))
     return (
         data[:a]
-        + rng.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x40", b"\xff" * 8))
+        + rng.choice(
+            (
+                b"\xff\xff\xff\xff",
+                b"\x7f\xff\xff\xff",
+                b"\xff\xff\xff\x7f",
+                b"\x00\x00\x00\x40",
+                b"\xff" * 8,
+            )
+        )
         + data[a + 4 :]
     )
 
@@ -188,7 +234,9 @@ def _piece(rng: random.Random, data: bytes) -> bytes:
 
 
 def _nothing(rng: random.Random, data: bytes) -> bytes:
-    return rng.choice((b"", b"\x00" * len(data), b"null", b"{}", b"[]", b"0", b'""', b"PK\x05\x06" + bytes(18)))
+    return rng.choice(
+        (b"", b"\x00" * len(data), b"null", b"{}", b"[]", b"0", b'""', b"PK\x05\x06" + bytes(18))
+    )
 
 
 def _json_value(rng: random.Random, data: bytes) -> bytes:
@@ -197,7 +245,9 @@ def _json_value(rng: random.Random, data: bytes) -> bytes:
         tree = json.loads(data)
     except (ValueError, RecursionError):
         return _flip(rng, data)
-    value = rng.choice((None, True, -1, 0, 1.5, 10**30, "x", "", [], {}, [[1]], {"a": 1}, float("nan")))
+    value = rng.choice(
+        (None, True, -1, 0, 1.5, 10**30, "x", "", [], {}, [[1]], {"a": 1}, float("nan"))
+    )
     node = tree
     while isinstance(node, dict | list) and node:
         key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))

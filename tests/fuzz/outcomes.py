@@ -32,7 +32,9 @@ class Fault:
 
 @dataclass
 class Report:
-    """Counts of ends by name, and the faults: one for each (what, where), the shortest case of it."""
+    """Counts of ends by name, and the faults: one for each (what, where), the shortest case of
+    it.
+    """
 
     ends: Counter[str] = field(default_factory=Counter)
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
@@ -46,20 +48,31 @@ class Report:
             self.faults[key] = fault
 
     def __str__(self) -> str:
-        lines = [f"{sum(self.ends.values())} cases: " + ", ".join(f"{n} {end}" for end, n in self.ends.most_common())]
+        lines = [
+            f"{sum(self.ends.values())} cases: "
+            + ", ".join(f"{n} {end}" for end, n in self.ends.most_common())
+        ]
         for key, fault in self.faults.items():
-            lines.append(f"\n{self.seen[key]} x {fault.what}\n    at {fault.where}\n    {fault.case}")
+            lines.append(
+                f"\n{self.seen[key]} x {fault.what}\n    at {fault.where}\n    {fault.case}"
+            )
         return "\n".join(lines)
 
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise Hang in the block once it has computed so long, or waited much longer. In the main thread only."""
+    """Raise Hang in the block once it has computed so long, or waited much longer.
+
+    In the main thread only.
+    """
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hang(f"took longer than {seconds:g} s")
 
-    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE * seconds))
+    clocks = (
+        (signal.SIGPROF, signal.ITIMER_PROF, seconds),
+        (signal.SIGALRM, signal.ITIMER_REAL, PATIENCE * seconds),
+    )
     before = [signal.signal(number, ring) for number, _, _ in clocks]
     for _, clock, limit in clocks:
         signal.setitimer(clock, limit)
@@ -72,14 +85,24 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def place(error: BaseException) -> str:
-    """Name the innermost line of the package on an error's way, which is what a bucket of faults is known by."""
+    """Name the innermost line of the package on an error's way, which is what a bucket of faults is
+    known by.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if "/inco/" in f.filename] or frames
     return f"{ours[-1].filename.rpartition('/inco/')[2]}:{ours[-1].lineno} {ours[-1].name}"
 
 
-def judged(report: Report, case: str, work: Callable[[], Any], judge: Callable[[Any], str | None], seconds: float = LIMIT_S) -> None:
-    """Do `work` and note how it ends: refused in an InCoError, or with a result of which `judge` says what is wrong, or None."""
+def judged(
+    report: Report,
+    case: str,
+    work: Callable[[], Any],
+    judge: Callable[[Any], str | None],
+    seconds: float = LIMIT_S,
+) -> None:
+    """Do `work` and note how it ends: refused in an InCoError, or with a result of which `judge`
+    says what is wrong, or None.
+    """
     try:
         with limited(seconds):
             wrong = judge(work())

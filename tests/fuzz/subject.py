@@ -11,13 +11,17 @@ from fuzz.mutate import damaged
 
 
 class Subject(ABC):
-    """Files of one kind: `make` writes good ones, `read` reads them as a run does, `judge` says what is wrong with what came."""
+    """Files of one kind: `make` writes good ones, `read` reads them as a run does, `judge` says
+    what is wrong with what came.
+    """
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder, self.rng = folder, rng
         folder.mkdir(parents=True)
         self.make()
-        self.good = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        self.good = {
+            path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
 
     def damage(self, marker: Path) -> str:
         """Put the good files back, and damage one; say which."""

@@ -1,4 +1,6 @@
-"""What the file fuzzer damages: partitions, checkpoints, clients' vectors, tables, weights and records; datasets stand beside."""
+"""What the file fuzzer damages: partitions, checkpoints, clients' vectors, tables, weights and
+records; datasets stand beside.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +15,33 @@ from support import settings_of
 
 from fuzz.subject import Subject
 from fuzz.subjects_data import Batches, Cache, Idx, ImageArchive, Pictures
-from inco.capacity import Table
-from inco.checkpoint import META, TENSORS, Checkpoints, State, _hash_json
-from inco.client_store import ClientStore
+from inco.clients.capacity import Table
+from inco.clients.store import ClientStore
 from inco.config.naming import identity
-from inco.config.resume import verdict
 from inco.data.partition_file import read_partition, save_partition
 from inco.flat import Layout, Slice
 from inco.models.base import read_weights
-from inco.record import RunRecord
+from inco.records.checkpoint import META, TENSORS, Checkpoints, State, _hash_json
+from inco.records.record import RunRecord
+from inco.run.resume import verdict
 from inco.types import ClientTask, SubModel
 
 NUM_EXAMPLES, NUM_CLIENTS = 60, 5
 
 
 class Partition(Subject):
-    """A partition in one of its three formats. Nothing vouches for its content, so another partition that keeps the contract is one."""
+    """A partition in one of its three formats.
+
+    Nothing vouches for its content, so another partition that keeps the contract is one.
+    """
 
     def make(self) -> None:
         from inco.data.dealing import Partition as Dealt
 
-        order, offsets = np.random.default_rng(3).permutation(NUM_EXAMPLES), np.array([0, 10, 25, 30, 48, 60])
+        order, offsets = (
+            np.random.default_rng(3).permutation(NUM_EXAMPLES),
+            np.array([0, 10, 25, 30, 48, 60]),
+        )
         for suffix in (".npy", ".npz", ".json"):
             save_partition(self.folder / f"p{suffix}", Dealt(order, offsets))
 
@@ -46,22 +54,44 @@ class Partition(Subject):
 
     def judge(self, got: Any) -> str | None:
         order, offsets = got
-        whole = order.dtype == np.int64 and offsets.dtype == np.int64 and len(offsets) == NUM_CLIENTS + 1 and offsets[0] == 0
-        whole = whole and offsets[-1] == len(order) and (np.diff(offsets) > 0).all() and len(set(order.tolist())) == len(order)
-        return None if whole and order.min() >= 0 and order.max() < NUM_EXAMPLES else f"no partition: {order} {offsets}"
+        whole = (
+            order.dtype == np.int64
+            and offsets.dtype == np.int64
+            and len(offsets) == NUM_CLIENTS + 1
+            and offsets[0] == 0
+        )
+        whole = (
+            whole
+            and offsets[-1] == len(order)
+            and (np.diff(offsets) > 0).all()
+            and len(set(order.tolist())) == len(order)
+        )
+        return (
+            None
+            if whole and order.min() >= 0 and order.max() < NUM_EXAMPLES
+            else f"no partition: {order} {offsets}"
+        )
 
 
 def run_state(round: int) -> State:
-    return State(round, {"model/w": torch.arange(40.0) * round, "n": torch.tensor([round])}, {"settings": {"seed": 0}, "wall_s": 1.5})
+    return State(
+        round,
+        {"model/w": torch.arange(40.0) * round, "n": torch.tensor([round])},
+        {"settings": {"seed": 0}, "wall_s": 1.5},
+    )
 
 
 def alike(a: State, b: State) -> bool:
-    tensors = a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+    tensors = a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors
+    )
     return tensors and (a.round, a.meta) == (b.round, b.meta)
 
 
 class Checkpoint(Subject):
-    """Two checkpoints of a run: what is read is one of them, bit for bit, whatever became of a file."""
+    """Two checkpoints of a run: what is read is one of them, bit for bit, whatever became of a
+    file.
+    """
 
     def make(self) -> None:
         for round_ in (1, 2):
@@ -71,25 +101,43 @@ class Checkpoint(Subject):
         return Checkpoints(self.folder).load_latest()
 
     def judge(self, got: Any) -> str | None:
-        return None if got is not None and any(alike(got, run_state(r)) for r in (1, 2)) else f"neither of the two: {got}"
+        return (
+            None
+            if got is not None and any(alike(got, run_state(r)) for r in (1, 2))
+            else f"neither of the two: {got}"
+        )
 
 
 class ForgedCheckpoint(Checkpoint):
-    """The same with manifests that vouch for the damage, as somebody makes who wants to harm. What comes is a state, whatever is in it."""
+    """The same with manifests that vouch for the damage, as somebody makes who wants to harm.
+
+    What comes is a state, whatever is in it.
+    """
 
     def damage(self, marker: Path) -> str:
         name = super().damage(marker)
         for home in (self.folder / "checkpoint").glob("round_*"):
             files = {n: (home / n).read_bytes() for n in (TENSORS, META)}
-            said: dict[str, Any] = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}
+            said: dict[str, Any] = {
+                n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for n, data in files.items()
+            }
             manifest = {"format_version": 1, "round": 2, "files": said}
             if self.rng.random() < 0.2:
-                manifest[self.rng.choice(("format_version", "round", "files"))] = self.rng.choice((None, -1, "x", [], {META: 5}, 10**30))
-            (home / "manifest.json").write_text(json.dumps({**manifest, "sha256": _hash_json(manifest)}))
+                manifest[self.rng.choice(("format_version", "round", "files"))] = self.rng.choice(
+                    (None, -1, "x", [], {META: 5}, 10**30)
+                )
+            (home / "manifest.json").write_text(
+                json.dumps({**manifest, "sha256": _hash_json(manifest)})
+            )
         return name
 
     def judge(self, got: Any) -> str | None:
-        if not isinstance(got, State) or not isinstance(got.round, int) or not isinstance(got.meta, dict):
+        if (
+            not isinstance(got, State)
+            or not isinstance(got.round, int)
+            or not isinstance(got.meta, dict)
+        ):
             return f"no state: {got}"
         return None
 
@@ -98,7 +146,12 @@ class ClientState(Subject):
     """A client's own vectors: those that were written, or a refusal."""
 
     def make(self) -> None:
-        self.sub = SubModel(0, "s", lambda: None, *[Slice(Layout.of({"x": torch.zeros(4)}), torch.arange(4)) for _ in range(2)])  # type: ignore[arg-type, return-value]
+        self.sub = SubModel(
+            0,
+            "s",
+            lambda: None,
+            *[Slice(Layout.of({"x": torch.zeros(4)}), torch.arange(4)) for _ in range(2)],
+        )  # type: ignore[arg-type, return-value]
         self.state = {"control": torch.arange(4.0), "n": torch.tensor([3.0])}
         self._store().save(ClientTask(3, 1, 0, torch.arange(1)), self.sub, self.state)
 
@@ -111,7 +164,11 @@ class ClientState(Subject):
         return store.load(ClientTask(3, 2, 0, torch.arange(1)), self.sub)
 
     def judge(self, got: Any) -> str | None:
-        same = got is not None and got.keys() == self.state.keys() and all(torch.equal(got[n], t) for n, t in self.state.items())
+        same = (
+            got is not None
+            and got.keys() == self.state.keys()
+            and all(torch.equal(got[n], t) for n, t in self.state.items())
+        )
         return None if same else f"other vectors: {got}"
 
 
@@ -147,7 +204,9 @@ class Weights(Subject):
         return read_weights(str(self.folder / self.name))
 
     def judge(self, got: Any) -> str | None:
-        return None if all(isinstance(t, torch.Tensor) for t in got.values()) else f"no tensors: {got}"
+        return (
+            None if all(isinstance(t, torch.Tensor) for t in got.values()) else f"no tensors: {got}"
+        )
 
 
 class Record(Subject):
@@ -158,7 +217,15 @@ class Record(Subject):
         record = RunRecord(self.folder)
         for round_ in (1, 2, 3):
             record.append({"round": round_, "test/acc": 1.5})
-        record.write_summary({"status": "finished", "rounds": 2, "settings": identity(self.settings), "test/acc": 1.5, "warnings": []})
+        record.write_summary(
+            {
+                "status": "finished",
+                "rounds": 2,
+                "settings": identity(self.settings),
+                "test/acc": 1.5,
+                "warnings": [],
+            }
+        )
 
     def read(self) -> Any:
         return verdict(self.settings, self.folder), RunRecord(self.folder).rows()

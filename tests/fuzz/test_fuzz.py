@@ -1,4 +1,7 @@
-"""A few hundred cases of each fuzzer; `docs/reliability.md` says how to run ten thousand. Fuzzers are shown to see faults."""
+"""A few hundred cases of each fuzzer; `docs/reliability.md` says how to run ten thousand.
+
+Fuzzers are shown to see faults.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def test_files_as_they_were_written_are_read(tmp_path: Path) -> None:
 
 
 def test_what_the_fuzzers_must_see_they_see(tmp_path: Path) -> None:
-    """An error of no kind of ours, a wrong result, an empty message, and a case that never ends; the shortest case of each is kept."""
+    """An error of no kind of ours, a wrong result, an empty message, and a case that never ends;
+    the shortest case of each is kept.
+    """
 
     def fails() -> None:
         raise KeyError("settings")
@@ -63,7 +68,12 @@ def test_what_the_fuzzers_must_see_they_see(tmp_path: Path) -> None:
     judged(report, "f", lambda: None, lambda got: None)
     assert report.ends == {"FAULT": 5, "valid": 1}
     whats = sorted((fault.what.split(":")[0], fault.case) for fault in report.faults.values())
-    assert whats == [("3 is wrong", "c"), ("Hang", "e"), ("KeyError", "case"), ("empty message of DataError", "d")]
+    assert whats == [
+        ("3 is wrong", "c"),
+        ("Hang", "e"),
+        ("KeyError", "case"),
+        ("empty message of DataError", "d"),
+    ]
 
 
 def test_code_that_a_file_runs_is_seen(tmp_path: Path) -> None:
@@ -82,7 +92,13 @@ def test_code_that_a_file_runs_is_seen(tmp_path: Path) -> None:
             return None
 
     report = Report()
-    files.case(report, Trusting(tmp_path / "files", random.Random(0)), 1, tmp_path / "ran", tmp_path / "kept")
+    files.case(
+        report,
+        Trusting(tmp_path / "files", random.Random(0)),
+        1,
+        tmp_path / "ran",
+        tmp_path / "kept",
+    )
     assert [fault.what for fault in report.faults.values()] == ["something in a file was run"]
     assert (tmp_path / "kept" / "Trusting-1" / "x").exists() and not (tmp_path / "ran").exists()
 

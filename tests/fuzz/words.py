@@ -1,4 +1,6 @@
-"""Random command lines: overrides of every group, right and wrong, drawn from conf/ and the schemas."""
+"""Random command lines: overrides of every group, right and wrong, drawn from conf/ and the
+schemas.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,18 @@ class Space:
     """What there is to write: options of each group, and each setting with one default of it."""
 
     options: dict[str, list[str]]
-    defaults: dict[str, list[Any]]  # by the setting's whole name: what the options that have it set it to
+    # by the setting's whole name: what the options that have it set it to
+    defaults: dict[str, list[Any]]
     choices: dict[str, list[str]]  # of settings that are one of a few words
 
 
 @cache
 def space() -> Space:
     """Read conf/ and the schemas."""
-    options = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in (*GROUPS, *OVERLAYS)}
+    options = {
+        group: sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        for group in (*GROUPS, *OVERLAYS)
+    }
     defaults: dict[str, list[Any]] = {}
     for group in GROUPS:
         for option in options[group]:
@@ -74,12 +80,16 @@ def space() -> Space:
         for f in fields(schema):
             rule = f.metadata.get("rule")
             if rule is not None and rule.text.startswith("one of "):
-                choices.setdefault(f"{target.split('.')[1].rstrip('s')}.{f.name}", []).extend(rule.text[7:].split(", "))
+                choices.setdefault(f"{target.split('.')[1].rstrip('s')}.{f.name}", []).extend(
+                    rule.text[7:].split(", ")
+                )
     return Space(options, defaults, choices)
 
 
 def line(rng: random.Random) -> list[str]:
-    """Draw a command line: a few overrides, some of them wrong, and now and then an option of the command itself."""
+    """Draw a command line: a few overrides, some of them wrong, and now and then an option of the
+    command itself.
+    """
     words = [override(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4, 6)))]
     if rng.random() < 0.08:
         words += rng.choice(FLAGS)
@@ -119,21 +129,42 @@ def _value(rng: random.Random) -> str:
 
 
 def near(rng: random.Random, key: str) -> str:
-    """Draw a value of the kind that a setting has: another of its words, a number of about the size."""
-    words = [w for name, of in space().choices.items() if name.split(".")[-1] == key.split(".")[-1] for w in of]
-    return rng.choice(words) if words and rng.random() < 0.9 else written(_moved(rng, rng.choice(space().defaults[key])))
+    """Draw a value of the kind that a setting has: another of its words, a number of about the
+    size.
+    """
+    words = [
+        w
+        for name, of in space().choices.items()
+        if name.split(".")[-1] == key.split(".")[-1]
+        for w in of
+    ]
+    return (
+        rng.choice(words)
+        if words and rng.random() < 0.9
+        else written(_moved(rng, rng.choice(space().defaults[key])))
+    )
 
 
 def _moved(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bool):
         return rng.random() < 0.5
     if isinstance(value, int):
-        return rng.choice((value, value + 1, max(value - 1, 0), value * 2, value // 2, rng.randint(1, 12)))
+        return rng.choice(
+            (value, value + 1, max(value - 1, 0), value * 2, value // 2, rng.randint(1, 12))
+        )
     if isinstance(value, float):
         return rng.choice((value, value * 2, value / 2, rng.random(), 1.0, 0.0, rng.randint(0, 4)))
     if isinstance(value, list):
         moved = [_moved(rng, v) for v in value]
-        return rng.choice((value, moved, moved[:-1], [*moved, *moved[-1:]], sorted(map(str, moved)) if rng.random() < 0.1 else moved))
+        return rng.choice(
+            (
+                value,
+                moved,
+                moved[:-1],
+                [*moved, *moved[-1:]],
+                sorted(map(str, moved)) if rng.random() < 0.1 else moved,
+            )
+        )
     return value if value is not None else rng.choice((None, 1, 0.5, "x", [1], [2, 2]))
 
 
@@ -141,7 +172,9 @@ def written(value: Any) -> str:
     """Write a value as it is typed."""
     if isinstance(value, list):
         return "[" + ",".join(map(written, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _typo(rng: random.Random) -> str:
@@ -158,5 +191,13 @@ def _broken(rng: random.Random) -> str:
     strange = rng.choice("=,[]{}()'\"$~+@:/.\\ \t#!*%&;|\u00e9\u2028\x00")
     tail = rng.choice((whole[cut:], ""))
     return rng.choice(
-        (whole[:cut] + strange + tail, whole[:cut], f"={whole}", f"{whole}={whole}", rng.choice(NASTY), f"{whole}@x", f"{whole}\n")
+        (
+            whole[:cut] + strange + tail,
+            whole[:cut],
+            f"={whole}",
+            f"{whole}={whole}",
+            rng.choice(NASTY),
+            f"{whole}@x",
+            f"{whole}\n",
+        )
     )

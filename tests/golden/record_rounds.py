@@ -1,6 +1,7 @@
 """Record the golden rounds of this machine: `python tests/golden/record_rounds.py`.
 
-Do so on a machine that has no record yet, or with a sentence that says why the numbers change. Records of other machines stay.
+Do so on a machine that has no record yet, or with a sentence that says why the numbers change.
+Records of other machines stay.
 """
 
 from __future__ import annotations
@@ -47,5 +48,8 @@ def records() -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    PATH.write_text(json.dumps(records() | {arithmetic(): {case: rounds_of(case) for case in CASES}}, indent=1) + "\n")
+    PATH.write_text(
+        json.dumps(records() | {arithmetic(): {case: rounds_of(case) for case in CASES}}, indent=1)
+        + "\n"
+    )
     print(f"wrote {PATH.name} on {arithmetic()}")

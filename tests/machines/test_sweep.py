@@ -1,4 +1,6 @@
-"""The short form of the sweep over instruction sets, which bites on every machine, and whether it can find what it looks for."""
+"""The short form of the sweep over instruction sets, which bites on every machine, and whether it
+can find what it looks for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import torch
 from inco.doctor.products import FARTHEST, Beside
 from machines.sweep import Case, checked, distance, levels, look, resnet, usable
 
-pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch says so of any use of its switch for oneDNN
+# torch says so of any use of its switch for oneDNN
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
 AVX2 = pytest.mark.skipif("AVX2" not in usable(), reason="the processor has no AVX2")
 
 
@@ -26,14 +29,21 @@ def test_models_are_right_without_avx512() -> None:
 
 @AVX2
 def test_the_heap_checker_sees_the_fault_that_is_known() -> None:
-    """If this fails, oneDNN has been mended: raise torch's lower bound, and let inco/faults.py and models/pointwise.py go."""
+    """If this fails, oneDNN has been mended: raise torch's lower bound, and let
+    inco/clients/faults.py and models/pointwise.py go.
+    """
     code = (
         "import torch, torch.nn.functional as F; torch.set_num_threads(1)\n"
         "x = torch.randn(32, 4, 32, 32).contiguous(memory_format=torch.channels_last)\n"
         "w = torch.randn(8, 4, 1, 1, requires_grad=True)\n"
         "F.conv2d(x, w, None, {stride}).sum().backward()"
     )
-    ended = {s: subprocess.run([sys.executable, "-c", code.format(stride=s)], env=checked("AVX2"), capture_output=True) for s in (1, 2)}
+    ended = {
+        s: subprocess.run(
+            [sys.executable, "-c", code.format(stride=s)], env=checked("AVX2"), capture_output=True
+        )
+        for s in (1, 2)
+    }
     assert ended[1].returncode == 0
     assert ended[2].returncode < 0
 

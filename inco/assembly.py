@@ -1,0 +1,242 @@
+"""Wire the groups together: the one screen where dataset, model, split, algorithm and engine
+meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inco.clients.costs import LevelCost, level_cost
+from inco.clients.faults import refuse_faulty
+from inco.clients.local import Local
+from inco.clients.pool import ModelPool
+from inco.clients.population import Population
+from inco.clients.store import ClientStore
+from inco.clients.trainer import Trainer, take
+from inco.config.targets import build, locate, ours
+from inco.data.dataset import Dataset, Images
+from inco.data.partition import Partition
+from inco.data.recipes import Recipe
+from inco.data.transforms import Transform
+from inco.diagnostics import Subject
+from inco.engine.engine import Engine
+from inco.engine.ranks import Ranks
+from inco.errors import ConfigError
+from inco.evaluation.batchnorm import StaticNorm
+from inco.evaluation.evaluator import Evaluator
+from inco.fast.cuda_graphs import CapturedPasses, cuda_graph
+from inco.models.base import Family
+from inco.seeding import generator, numpy_rng
+from inco.simulator import Simulator
+from inco.splits.base import Split
+from inco.types import SubModel
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """A run, ready to start, and what its record says of it."""
+
+    simulator: Simulator
+    dataset: Dataset
+    partition: Partition
+    split: Split
+    costs: Mapping[int, LevelCost]
+
+
+def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
+    """Build a run on this rank from validated settings. Raises ConfigError or DataError."""
+    seed = settings["seed"]
+    source = build("dataset", settings["dataset"])
+    source.check()
+    chosen = settings["model"]
+    # a user's model may have none
+    recipe = source.recipe(locate("model", chosen["_target_"]).recipe, chosen.get("image_size"))
+    family: Family = build(
+        "model", settings["model"], shape=recipe.shape, num_classes=source.num_classes
+    )
+    split: Split = build("split", settings["split"], family=family)
+    levels = dict(num_clients=settings["num_clients"], num_levels=len(split.names), seed=seed)
+    capacity = build("capacity", settings["capacity"], **levels)
+    local = build("local", settings["local"])
+    algorithm = build("algorithm", settings["algorithm"])
+    transform = _transform(settings, split)
+
+    dataset: Dataset = ranks.local_first(source.load)
+    partition = _partition(settings, dataset, family)
+    classes = _classes_held(partition, dataset) if split.masked else None
+    clients = settings["num_clients"], settings["sample_ratio"]
+    population = Population(*clients, partition, capacity, split, seed, classes)
+    submodels = population.submodels(0)
+    _check_arithmetic(settings, submodels.values(), recipe.shape, source.num_classes, ranks.device)
+
+    pool = ModelPool(
+        local,
+        ranks.device,
+        largest=max(sub.params.layout.numel for sub in submodels.values()),
+    )
+    store = ClientStore(
+        settings["engine"]["state_dir"],
+        moving=population.moving,
+        num_params=split.params.numel,
+        num_buffers=split.buffers.numel,
+        kept_whole=algorithm.kept_whole,
+    )
+    trainer = Trainer(
+        pool,
+        algorithm,
+        local,
+        uplink=build("uplink", settings["uplink"]),
+        train=_resident(dataset.train, ranks),
+        transform=recipe.train,
+        smallest=family.min_batch,
+        seed=seed,
+        store=store,
+        passes=_passes(settings["engine"]["mode"], local, ranks),
+    )
+    evaluator = _evaluator(trainer, _resident(dataset.test, ranks), recipe, capacity.levels, split)
+    costs = ranks.first(
+        lambda: {n: level_cost(sub, recipe.shape, algorithm) for n, sub in submodels.items()}
+    )
+    engine = Engine(
+        ranks,
+        trainer,
+        evaluator,
+        params=split.params,
+        buffers=split.buffers,
+        uploads=algorithm.uploads,
+        buffer_weighting=algorithm.weighting,
+        population=population.holders(),
+        cohort=population.cohort_size,
+        flops={level: float(cost.flops) for level, cost in costs.items()},
+        side=split.side_size,
+    )
+    simulator = Simulator(
+        population,
+        engine,
+        algorithm,
+        transform,
+        optimizer=build("server", settings["server"]),
+        diagnostics=_diagnostics(settings, evaluator, split),
+        costs=costs,
+        images_trained=trainer.images_trained,
+        eval_every=settings["eval_every"],
+    )
+    return Assembly(simulator, dataset, partition, split, costs)
+
+
+def _transform(settings: Mapping[str, Any], split: Split) -> Any:
+    """Return the transform, bound before data is loaded, so that wrong pairs are told at once."""
+    try:
+        return build("transform", settings["transform"]).bind(split.params, split.pairs)
+    except ValueError as error:
+        raise ConfigError(f"transform: {error}") from error
+
+
+def _partition(settings: Mapping[str, Any], dataset: Dataset, family: Family) -> Partition:
+    scheme = build("partition", settings["partition"])
+    partition: Partition = scheme(
+        dataset.train.labels.numpy(),
+        len(dataset.classes),
+        settings["num_clients"],
+        numpy_rng(settings["seed"], "partition"),
+    )
+    _check_smallest(partition, family)
+    return partition
+
+
+def _classes_held(partition: Partition, dataset: Dataset) -> Tensor:
+    """Return which classes each client has examples of, bool [clients, classes]."""
+    counts = partition.class_counts(dataset.train.labels.numpy(), len(dataset.classes))
+    return torch.from_numpy(counts > 0)
+
+
+def _evaluator(
+    trainer: Trainer,
+    test: Images,
+    recipe: Recipe,
+    levels: Sequence[int],
+    split: Split,
+) -> Evaluator:
+    """Score in the trainer's models, with BatchNorm as the split has it."""
+    precision = trainer.local.precision
+    norm = None
+    if split.norm.kind == "static":
+        norm = StaticNorm(
+            trainer.pool,
+            trainer.train,
+            recipe.train,
+            split.norm.images,
+            trainer.seed,
+            precision,
+        )
+    by_batch = split.norm.kind == "batch"
+    return Evaluator(
+        trainer.pool, test, recipe.test, levels, trainer.seed, norm, precision, by_batch
+    )
+
+
+def _passes(mode: str, local: Local, ranks: Ranks) -> CapturedPasses | None:
+    """Captured passes where a GPU can have them; results are the same without."""
+    if mode == "graph" and ranks.device.type != "cuda":
+        raise ConfigError(
+            "engine.mode=graph without a GPU: CUDA graphs need one; use engine.mode=auto"
+        )
+    return (
+        CapturedPasses(local.batch_size, local.precision, cuda_graph)
+        if ranks.device.type == "cuda" and mode != "eager"
+        else None
+    )
+
+
+def _diagnostics(settings: Mapping[str, Any], evaluator: Evaluator, split: Split) -> Any:
+    """Diagnostics, bound to images of the test set, to the models and to their pairs."""
+    made = build("diagnostics", settings["diagnostics"])
+    probe = _probe(evaluator.test, evaluator.transform, made.probe, evaluator.seed)
+    taps = [split.taps(level) for level in range(len(split.names))]
+    made.bind(Subject(probe, taps, split.names, split.params, split.pairs))
+    return made
+
+
+def _probe(test: Images, transform: Transform, count: int, seed: int) -> Tensor:
+    """Return images of the test set, the same in every round of a run, prepared as for scoring."""
+    chosen = torch.randperm(len(test.labels), generator=generator(seed, "probe"))[:count].to(
+        test.labels.device
+    )
+    return take(
+        test, chosen, transform, generator(seed, "probe_transform", device=test.labels.device)
+    )[0]
+
+
+def _resident(images: Images, ranks: Ranks) -> Images:
+    return Images(images.images.to(ranks.device), images.labels.to(ranks.device))
+
+
+def _check_arithmetic(
+    settings: Mapping[str, Any],
+    submodels: Iterable[SubModel],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
+) -> None:
+    """Refuse models that a library would compute wrongly here; those of this project do not meet
+    such faults.
+    """
+    if device.type == "cpu" and not {"model", "split"} <= ours(settings):
+        for sub in submodels:
+            refuse_faulty(sub, shape, num_classes, settings["local"]["precision"])
+
+
+def _check_smallest(partition: Partition, family: Family) -> None:
+    client = int(partition.sizes.argmin())
+    size = int(partition.sizes[client])
+    if size < family.min_batch:
+        raise ConfigError(
+            f"partition: client {client} holds {size} example(s), and {family.name} has BatchNorm,"
+            f" which trains on {family.min_batch} or more; use"
+            f" partition.min_size={family.min_batch} where there is one, or fewer clients"
+        )

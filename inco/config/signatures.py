@@ -1,0 +1,122 @@
+"""The settings of a class, read from its source: nothing is imported for it, torch least of all."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from inco.settings import Setting, read
+
+Settings = Mapping[str, Setting]
+
+
+@lru_cache(maxsize=256)
+def settings_of(target: str) -> Settings | None:
+    """Return the settings that the class of a `_target_` takes, by name, in their order.
+
+    None where its source is not found: then its constructor alone knows.
+    """
+    module, _, name = target.rpartition(".")
+    source = _source(module)
+    return _of_class(source, name) if source else None
+
+
+def _of_class(source: Path, name: str) -> Settings | None:
+    tree = _parsed(source)
+    found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    if found is None:
+        return None
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return _of_arguments(node.args)
+    if any("dataclass" in ast.unparse(d) for d in found.decorator_list):
+        fields = [n for n in found.body if isinstance(n, ast.AnnAssign)]
+        return {ast.unparse(n.target): read(ast.unparse(n.annotation)) for n in fields}
+    return _of_base(source, tree, found)
+
+
+def _of_arguments(arguments: ast.arguments) -> Settings | None:
+    if arguments.kwarg or arguments.vararg:
+        return None  # any name will do, as far as can be read
+    positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
+    annotations = {a.arg: ast.unparse(a.annotation) if a.annotation else "Any" for a in positional}
+    return {name: read(annotation) for name, annotation in annotations.items()}
+
+
+def _of_base(source: Path, tree: ast.Module, found: ast.ClassDef) -> Settings | None:
+    """Return the settings of the first base that has any: the class has no constructor itself."""
+    if not found.bases:
+        return {}
+    for base in map(ast.unparse, found.bases):
+        place = _source(_imported_from(tree, base)) if _imported_from(tree, base) else source
+        settings = _of_class(place, base) if place else None
+        if settings is not None:
+            return settings
+    return None
+
+
+def _imported_from(tree: ast.Module, name: str) -> str:
+    """Return the module that a name is imported from, or nothing."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
+            return node.module or ""
+    return ""
+
+
+def _source(module: str) -> Path | None:
+    """Return the file of a module, found without importing the packages that it lies in."""
+    first, *rest = module.split(".")
+    spec = PathFinder.find_spec(first)
+    for part in rest:
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        spec = PathFinder.find_spec(part, places)
+    place = Path(spec.origin) if spec and spec.origin else None
+    return place if place and place.suffix == ".py" else None
+
+
+@lru_cache(maxsize=64)
+def _parsed(source: Path) -> ast.Module:
+    return ast.parse(source.read_text())
+
+
+def forget() -> None:
+    """Read sources again: a class of the user's own may have changed since."""
+    for cache in (settings_of, structured, _parsed):
+        cache.cache_clear()
+
+
+@lru_cache(maxsize=256)
+def structured(target: str) -> type | None:
+    """Return the settings of a class as a structured config, for OmegaConf to read values with."""
+    settings = settings_of(target)
+    if settings is None:
+        return None
+    fields = [
+        (name, _readable(setting.type), dataclasses.field(default="???"))
+        for name, setting in settings.items()
+    ]
+    return dataclasses.make_dataclass(target.rpartition(".")[2], fields)
+
+
+def _readable(kind: Any) -> Any:
+    """Return a type that OmegaConf can check; of others the rule alone speaks."""
+    return kind if _simple(kind) else Any
+
+
+def _simple(kind: Any) -> bool:
+    if kind in (int, float, bool, str, Any):
+        return True
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return all(map(_simple, arguments))
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        inner = [a for a in arguments if a is not type(None)]
+        return len(inner) == 1 < len(arguments) and _simple(inner[0])
+    return False

@@ -1,0 +1,233 @@
+"""Who trains whom, where: ranks of torch.distributed, longest-first scheduling, and one exact
+reduction a round.
+
+Every rank holds the server's vectors and does the same server arithmetic; ranks exchange whole
+numbers only, so a result never depends on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from inco.clients.trainer import Trainer
+from inco.engine.failure import client_failed
+from inco.engine.ranks import Ranks
+from inco.errors import InCoError, NumericError, PeerLost
+from inco.evaluation.evaluator import Evaluator, Score
+from inco.fast.schedule import assign
+from inco.flat import BoundModel, Layout
+from inco.server.aggregate import Cohort, Holders
+from inco.server.sums import RoundSums
+from inco.spans import span
+from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
+
+Observe = Callable[[int, int, int, nn.Module, Callable[[], Mapping[str, Tensor]]], None]
+"""Called with the position in the cohort, the client (-1: the server), its level and model, and
+what returns its deltas by name.
+"""
+
+
+def _deltas(bound: BoundModel, sub: SubModel, w: Tensor) -> Mapping[str, Tensor]:
+    """Return how far a client has moved, by the names of its tensors.
+
+    `w`: what the server has sent, [P].
+    """
+    received = sub.params.gather(w, torch.empty_like(bound.w))
+    return sub.params.layout.views(bound.w - received)
+
+
+class Engine:
+    """Maps clients over ranks and reduces their uploads; scores levels over ranks.
+
+    `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their
+    weighting; `buffer_weighting`: that of buffers; `population`: who holds what in it; `cohort`:
+    clients a round; `flops`: cost of one image's forward pass by level; `side`: entries of the
+    split's side sums; `on_client`: called with (done, of) after each of this rank's clients.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        params: Layout,
+        buffers: Layout,
+        uploads: Mapping[str, Weighting],
+        buffer_weighting: Weighting,
+        population: Holders,
+        cohort: int,
+        flops: Mapping[int, float],
+        side: int = 0,
+    ) -> None:
+        self.ranks = ranks
+        self.trainer = trainer
+        self.evaluator = evaluator
+        self.flops = flops
+        self.uploads = uploads
+        self.buffer_weighting = buffer_weighting
+        self.population = population
+        self._sizes = (params.numel, buffers.numel)
+        self._sums = RoundSums(
+            list(uploads), params.numel, buffers.numel, cohort, ranks.device, side
+        )
+        self.on_client: Callable[[int, int], None] | None = None
+        self.on_task: Callable[[ClientTask], None] | None = (
+            None  # called before each of this rank's clients
+        )
+        self.observe: Observe | None = None  # called with each of this rank's clients, just trained
+
+    def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
+        """Return the positions in the cohort that each rank trains."""
+        return assign([self.flops[t.level] * len(t.examples) for t in tasks], self.ranks.world)
+
+    def cohort(self, tasks: Sequence[ClientTask], submodels: Mapping[int, SubModel]) -> Cohort:
+        """Return what is known of a round before it starts."""
+        steps = [self.trainer.steps(len(t.examples)) for t in tasks]
+        momentum = self.trainer.local.momentum
+        return Cohort(
+            tasks,
+            steps,
+            submodels,
+            self.uploads,
+            self.buffer_weighting,
+            self.population,
+            momentum,
+            *self._sizes,
+            self.ranks.device,
+        )
+
+    def map_reduce(
+        self, cohort: Cohort, w: Tensor, b: Tensor, server: Mapping[str, Tensor]
+    ) -> Aggregate:
+        """Train the cohort and return its averages.
+
+        Raises on every rank alike where any client failed.
+        """
+        mine = self.plan(cohort.tasks)[self.ranks.rank]
+        self._sums.reset()
+        error = self._guarded(lambda: self._train(cohort, mine, w, b, server))
+        with span("reduction, and waiting for other workers"):
+            self._reduce(self._sums.total, error)
+        with span("server"):
+            return cohort.average(self._sums)
+
+    def _train(
+        self,
+        cohort: Cohort,
+        mine: Sequence[int],
+        w: Tensor,
+        b: Tensor,
+        server: Mapping[str, Tensor],
+    ) -> None:
+        for done, position in enumerate(mine, start=1):
+            task = cohort.tasks[position]
+            sub = cohort.submodels[task.level]
+            if self.on_task:
+                self.on_task(task)
+            result = self._client(task, sub, w, b, server)
+            added = self._add(position, result, sub, cohort)
+            if self.observe and added:
+                with span("diagnostics"):
+                    bound = self.trainer.pool.get(sub).bound
+                    self.observe(
+                        position,
+                        task.client,
+                        task.level,
+                        bound.model,
+                        lambda: _deltas(bound, sub, w),  # noqa: B023  # called at once
+                    )
+            del result  # its vectors, before the next client's
+            if self.on_client:
+                self.on_client(done, len(mine))
+
+    def _add(self, position: int, result: ClientResult, sub: SubModel, cohort: Cohort) -> bool:
+        """Add a client's upload, or leave the client out if that is what the uplink does with one
+        that is not finite.
+        """
+        try:
+            with span("exact sum"):
+                self._sums.add(
+                    position,
+                    result,
+                    sub,
+                    cohort.shares(result.task),
+                    cohort.share(result.task, cohort.buffer_weighting),
+                )
+        except NumericError:
+            if self.trainer.uplink.nonfinite != "skip":
+                raise
+            self._sums.skip(position)
+            self.trainer.put_back(result.task, sub)
+            return False
+        return True
+
+    def _client(
+        self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]
+    ) -> ClientResult:
+        try:
+            try:
+                return self.trainer(task, sub, w, b, server)
+            # what others left in the cache may be all that it lacked; its draws are named, so it is
+            # the same
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                return self.trainer(task, sub, w, b, server)
+        except InCoError:
+            raise
+        except Exception as error:
+            raise client_failed(task, sub, self.ranks.rank, error) from error
+
+    def evaluate(
+        self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, round: int
+    ) -> dict[int, Score]:
+        """Score every level on the whole test set."""
+        measured = None
+        if self.evaluator.norm:
+            with span("BatchNorm's statistics for scoring"):
+                units = self._mine(*self.evaluator.norm_units(self.flops))
+                measured = self.ranks.sum_(self.evaluator.measure(units, submodels, w, b, round))
+        with span("scoring"):
+            mine = self.evaluator.plan(submodels, self.flops, self.ranks.world)[self.ranks.rank]
+            table = self.evaluator.score(mine, submodels, w, b, round, measured)
+        with span("reduction, and waiting for other workers"):
+            return self.evaluator.scores(self.ranks.sum_(table))
+
+    def show(
+        self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, observe: Observe
+    ) -> None:
+        """Let the server's model of each level be looked at; levels are spread over ranks."""
+        for position, level in enumerate(sorted(submodels)):
+            if position % self.ranks.world == self.ranks.rank:
+                sub = submodels[level]
+                bound = self.trainer.pool.get(sub).bound
+                bound.load(w, b, sub.params, sub.buffers)
+                observe(position, -1, level, bound.model, dict)
+
+    def _mine(
+        self, units: Sequence[tuple[int, int]], costs: Sequence[float]
+    ) -> list[tuple[int, int]]:
+        return [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]
+
+    def _guarded(self, work: Callable[[], None]) -> InCoError | None:
+        """Do this rank's work; keep its error, so that every rank can meet in the reduction and
+        stop together.
+        """
+        try:
+            work()
+        except InCoError as error:
+            self._sums.failures.fill_(1)
+            return error
+        return None
+
+    def _reduce(self, total: Tensor, error: InCoError | None) -> None:
+        try:
+            self.ranks.sum_(total)
+        except PeerLost:
+            if error is not None:  # this rank's own failure says more
+                raise error from None
+            raise
+        if int(self._sums.failures):
+            raise next(e for e in self.ranks.gather(error) if e is not None)

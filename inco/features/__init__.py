@@ -1,1 +1,0 @@
-"""Looking into the models of a finished run: features by t-SNE, and the loss around the weights. `python -m inco.features --help`."""

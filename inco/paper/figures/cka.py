@@ -1,0 +1,315 @@
+"""How alike clients' models are, layer by layer: the paper's Figures 1, 10, 17, 18 and 19."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inco.errors import ConfigError
+from inco.paper.figures.groups import Curve, Group, labels_of, over_seeds, require
+from inco.paper.figures.measures import spearman
+from inco.paper.figures.options import Options
+from inco.paper.figures.style import (
+    DOUBLE,
+    HATCHES,
+    draw_curve,
+    legend_above,
+    letter,
+    look,
+    number_text,
+    page,
+    scale,
+    stack,
+    wrapped,
+)
+from inco.records.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+# by the first letters of a model's option
+_FAMILIES = {
+    "resnet": "ResNet",
+    "vit": "ViT",
+    "cnn": "CNN",
+}
+# heat maps side by side
+_MOST_MAPS = 6
+_MOST_METHODS = 4
+
+
+def similarity_and_accuracy(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 1: mean CKA at each stage, by environment; and CKA of the deepest stage against
+    accuracy, a point a measured round.
+    """
+    _need("figure 1", groups, arrays=False)
+    families = _families(groups)
+    names = list(dict.fromkeys(group.label for members in families.values() for group in members))
+    figure = page(DOUBLE, 0.3 + 0.14 * -(-len(names) // 2) + 2.2 * len(families))
+    panels = figure.subplots(len(families), 2, squeeze=False)
+    for row, (family, members) in enumerate(families.items()):
+        numbers = [names.index(group.label) for group in members]
+        taps = common_taps("figure 1", members, options)
+        draw_by_tap(panels[row, 0], members, taps, options.last, numbers)
+        letter(panels[row, 0], 2 * row, f"{family}: similarity of clients")
+        _draw_relation(panels[row, 1], members, taps[-1], numbers)
+        letter(panels[row, 1], 2 * row + 1, f"{family}: similarity and accuracy")
+    legend_above(figure, panels[:, 0].tolist(), 3)
+    return figure
+
+
+def methods(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 10: mean CKA by method, heat maps of the two deepest stages, and accuracy by
+    capacity.
+    """
+    _need("figure 10", groups, arrays=True)
+    taps = common_taps("figure 10", groups, options)
+    deepest = taps[-2:]
+    columns = min(len(groups), _MOST_METHODS)
+    blocks = -(-len(groups) // columns)
+    above = 2.3 + 0.14 * -(-len(groups) // 2)
+    under = min(2.0, 5.9 / columns) * len(deepest) * blocks
+    figure = page(DOUBLE, above + under)
+    top, below = stack(figure, above, under)
+    curves, bars = top.subplots(1, 2)
+    draw_by_tap(curves, groups, taps, options.last, range(len(groups)))
+    letter(curves, 0, "similarity of clients")
+    _draw_capacities(bars, groups, options.score)
+    letter(bars, 1, f"accuracy by capacity ({options.score})")
+    legend_above(top, [curves], 3)
+    maps = below.subplots(len(deepest) * blocks, columns, squeeze=False)
+    for k, group in enumerate(groups):
+        arrays = last_arrays(group)
+        (block, column) = divmod(k, columns)
+        for row, tap in enumerate(deepest):
+            axes = maps[block * len(deepest) + row, column]
+            image = draw_map(axes, arrays, tap, names=True)
+            axes.set_title(tap, loc="left")
+        letter(
+            maps[block * len(deepest), column],
+            2 + k,
+            wrapped(group.label, 5.4 / columns) + f"\n{deepest[0]}",
+        )
+    for axes in maps.ravel():
+        axes.set_visible(bool(axes.images))
+    scale(below, image, maps, "linear CKA", len(deepest) * blocks)
+    return figure
+
+
+def environments(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 17: heat maps of all pairs of clients, a row an environment, a column a stage."""
+    _need("figure 17", groups, arrays=True)
+    taps = common_taps("figure 17", groups, options)
+    if len(taps) > _MOST_MAPS:
+        taps = [taps[k] for k in np.linspace(0, len(taps) - 1, _MOST_MAPS).round().astype(int)]
+    side = (DOUBLE - 1.5) / max(len(taps), 3)
+    figure = page(DOUBLE, 0.3 + (side + 0.1) * len(groups))
+    maps = figure.subplots(len(groups), len(taps), squeeze=False)
+    for row, group in enumerate(groups):
+        arrays = last_arrays(group)
+        for column, tap in enumerate(taps):
+            image = draw_map(maps[row, column], arrays, tap, names=column == 0)
+            if row == 0:
+                maps[row, column].set_title(tap)
+        maps[row, 0].set_ylabel(wrapped(group.label, side))
+    scale(figure, image, maps, "linear CKA", len(groups))
+    return figure
+
+
+def common_taps(figure: str, groups: Sequence[Group], options: Options) -> list[str]:
+    """Return the taps that all groups have, shallowest first; those asked for, where some are."""
+    each = [group.keys("cka/") for group in groups]
+    common = [tap for tap in each[0] if all(tap in taps for taps in each)]
+    if not common:
+        raise ConfigError(
+            f"{figure}: the groups have no tap in common"
+            f" ({'; '.join(','.join(taps) for taps in each)}); give one model a figure"
+        )
+    unknown = [tap for tap in options.layers if tap not in common]
+    if unknown:
+        raise ConfigError(
+            f"--layers {','.join(unknown)}: no such tap in all groups; use some of"
+            f" {', '.join(common)}"
+        )
+    return list(options.layers) or common
+
+
+def by_tap(group: Group, tap: str, last: int) -> tuple[float, float]:
+    """Return mean and standard deviation over seeds of a tap's mean CKA, itself a mean over the
+    last measured rounds; NaN: one seed.
+    """
+    series = [run.series(f"cka/{tap}")[1] for run in group.runs]
+    mean, sd = over_seeds(np.array([values[-last:].mean() for values in series if len(values)]))
+    return float(mean), float("nan") if sd is None else float(sd)
+
+
+def draw_by_tap(
+    axes: Axes, groups: Sequence[Group], taps: Sequence[str], last: int, looks: Sequence[int]
+) -> None:
+    """Draw mean CKA at each tap, a line a group."""
+    places = np.arange(len(taps))
+    for group, k in zip(groups, looks, strict=True):
+        mean, sd = np.array([by_tap(group, tap, last) for tap in taps]).T
+        draw_curve(
+            axes,
+            Curve(places, mean, None if np.isnan(sd).all() else sd, len(group.runs)),
+            k,
+            group.label,
+        )
+    stages = [re.fullmatch(r"(layer|blocks\.)(\d+)", tap) for tap in taps]
+    axes.set_xticks(
+        places,
+        [
+            stage[2] if stage and all(stages) else tap
+            for stage, tap in zip(stages, taps, strict=True)
+        ],
+    )
+    axes.set_xlabel(
+        {"layer": "stage", "blocks.": "block"}[stages[0][1]]
+        if stages[0] and all(stages)
+        else "layer"
+    )
+    axes.set_ylabel("mean CKA of all pairs")
+
+
+def _draw_relation(axes: Axes, groups: Sequence[Group], tap: str, looks: Sequence[int]) -> None:
+    for group, k in zip(groups, looks, strict=True):
+        x, y = relation(group, tap)
+        rho = spearman(x, y)
+        told = (
+            f"({len(x)} rounds)"
+            if np.isnan(rho)
+            else rf"$\rho$ = {number_text(rho)} ({len(x)} rounds)"
+        )
+        style = look(k)
+        axes.plot(x, y, style["marker"], color=style["color"], alpha=0.8, label=told)
+    axes.set_xlabel(f"mean CKA at {tap}")
+    axes.set_ylabel("accuracy (%)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.09 * -(-len(groups) // 2) * (high - low))  # room for the legend
+    axes.legend(
+        fontsize=6, handletextpad=0.1, borderpad=0.2, ncols=2, columnspacing=0.6, loc="upper left"
+    )
+
+
+def relation(group: Group, tap: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a tap's CKA and the accuracy in the rounds that have both, means over seeds."""
+    cka = group.curve(f"cka/{tap}")
+    accuracy = group.curve("test/acc")
+    both = np.intersect1d(cka.rounds, accuracy.rounds)
+    return cka.mean[np.isin(cka.rounds, both)], accuracy.mean[np.isin(accuracy.rounds, both)]
+
+
+def _draw_capacities(axes: Axes, groups: Sequence[Group], score: str) -> None:
+    """Draw accuracy by capacity as bars, a colour a group; whiskers are standard deviations over
+    seeds.
+    """
+    widest = sorted(groups, key=lambda group: -len(group.capacities))  # it has the order of most
+    names = list(dict.fromkeys(name for group in widest for name in group.capacities))
+    wide = 0.8 / len(groups)
+    for k, group in enumerate(groups):
+        for place, name in enumerate(names):
+            values = group.final(f"test/acc/{name}", score)
+            if len(values):
+                x = place + (k - (len(groups) - 1) / 2) * wide
+                axes.bar(
+                    x,
+                    values.mean(),
+                    wide,
+                    color=look(k)["color"],
+                    hatch=HATCHES[k % len(HATCHES)],
+                    edgecolor="white",
+                    linewidth=0.3,
+                )
+                if len(values) > 1:
+                    axes.errorbar(
+                        x,
+                        values.mean(),
+                        values.std(ddof=1),
+                        color="0.2",
+                        linewidth=0.8,
+                        capsize=1.5,
+                    )
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(visible=False, axis="x")
+
+
+def last_arrays(group: Group) -> dict[str, Any]:
+    """Return the arrays of the last measured round of a group's first seed: other seeds sample
+    other clients.
+    """
+    arrays = group.runs[0].arrays
+    return arrays.read("cka", arrays.rounds("cka")[-1])
+
+
+def draw_map(axes: Axes, arrays: dict[str, Any], tap: str, names: bool) -> AxesImage:
+    """Draw the similarity of all pairs of models, in the order of their capacities, which white
+    lines part.
+    """
+    order = np.argsort(arrays["level"], kind="stable")
+    levels = arrays["level"][order]
+    image = axes.imshow(
+        arrays[f"cka/{tap}"][np.ix_(order, order)],
+        vmin=0.0,
+        vmax=1.0,
+        cmap="cividis",
+        interpolation="nearest",
+    )
+    starts = np.flatnonzero(np.diff(levels, prepend=levels[0] - 1))
+    stops = np.append(starts[1:], len(levels))
+    for edge in starts[1:] - 0.5:
+        axes.axhline(edge, color="white", linewidth=0.7)
+        axes.axvline(edge, color="white", linewidth=0.7)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.set_yticks(
+        (starts + stops - 1) / 2 if names else [],
+        arrays["name"][order][starts].tolist() if names else [],
+        fontsize=6,
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _families(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Groups by model family.
+
+    Labels that were derived need not tell the family: a panel's title does.
+    """
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(_family(group), []).append(group)
+    if [group.label for group in groups] != labels_of(groups):
+        return found
+    named = {
+        family: zip(members, labels_of(members), strict=True) for family, members in found.items()
+    }
+    return {
+        family: [replace(group, label=label) for group, label in pairs]
+        for family, pairs in named.items()
+    }
+
+
+def _family(group: Group) -> str:
+    model = group.choices.get("model", "model")
+    return next((family for start, family in _FAMILIES.items() if model.startswith(start)), model)
+
+
+def _need(figure: str, groups: Sequence[Group], arrays: bool) -> None:
+    def has(run: Run) -> bool:
+        return (
+            bool(run.arrays.rounds("cka"))
+            if arrays
+            else any(key.startswith("cka/") for row in run.rows for key in row)
+        )
+
+    runs = [run for group in groups for run in (group.runs[:1] if arrays else group.runs)]
+    require(figure, runs, has, "CKA", "diagnostics=cka")

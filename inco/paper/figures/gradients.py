@@ -1,0 +1,360 @@
+"""Gradients across environments and rounds: the paper's Figures 2, 3 and 12 to 16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inco.errors import ConfigError
+from inco.paper.figures.groups import Curve, Group
+from inco.paper.figures.layers import (
+    by_stage,
+    chosen,
+    layers_of,
+    measured,
+    need_gradients,
+    need_two,
+    paired,
+    pooled,
+    rounds_of,
+    stage,
+    updates,
+)
+from inco.paper.figures.measures import coarse, cosine, density, linear_cka, reach, spearman
+from inco.paper.figures.options import Options
+from inco.paper.figures.style import (
+    DASHES,
+    DOUBLE,
+    MARKERS,
+    legend_above,
+    letter,
+    look,
+    number_text,
+    page,
+    ramp,
+    scale,
+    stack,
+    whole_numbers,
+    wrapped,
+)
+from inco.records.names import natural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_STAGES = 2
+_COLUMNS = 4
+Measure = Callable[[np.ndarray, np.ndarray], float]
+_MEASURES: dict[str, Measure] = {"cka": linear_cka, "cosine": cosine}
+_STATISTICS = ("mean", "variance", "covariance", "difference")
+_NAMES = {"cka": "CKA", "cosine": "cosine"}
+
+
+def across_environments(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 2: how alike two environments' updates of a layer are, by round; and how gradients are
+    distributed in each.
+    """
+    need_gradients("figure 2", groups)
+    one, other = need_two("figure 2", groups)
+    layers = layers_of("figure 2", groups, "values")
+    named = chosen(layers, options)
+    stages = by_stage(named or layers)
+    shown = list(stages)[: len(stages) if named else _STAGES]
+    drawn = [layer for name in shown for layer in stages[name]]
+    found = similarity("figure 2", one, other, drawn, _MEASURES[options.measure])
+    by_chance = similarity("figure 2", one, other, drawn, shuffled(_MEASURES[options.measure]))
+    figure = page(DOUBLE, 4.6)
+    top, below = stack(figure, 1, 1)
+    panels = top.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for k, (axes, name) in enumerate(zip(panels, sorted(shown, key=natural), strict=True)):
+        _draw_layers(axes, {layer: found[layer] for layer in stages[name]})
+        _draw_chance(axes, [by_chance[layer] for layer in stages[name]])
+        letter(axes, k, f"{_NAMES[options.measure]} of the updates of two runs, {name}")
+    low, high = panels[0].get_ylim()
+    rows = max(-(-len(axes.lines) // 3) for axes in panels)
+    panels[0].set_ylim(low, high + 0.1 * rows * (high - low))  # room for the legends
+    panels[0].set_ylabel(f"{_NAMES[options.measure]}: {one.label}\nand {other.label}")
+    few = sorted(shown, key=natural)[0]
+    ends = [_last(group, stages[few], options.of) for group in groups]
+    panels = below.subplots(1, 2, sharex=True, sharey=True)
+    wide = _reach(list(zip(groups, ends, strict=True)), stages[few], options.of)
+    for k, (axes, group, last) in enumerate(zip(panels, groups, ends, strict=True)):
+        _draw_densities(axes, group, stages[few], options.of, last, wide)
+        letter(axes, len(shown) + k, f"{group.label}, round {last}")
+    _tidy(panels[0], wide)
+    return figure
+
+
+def distributions(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 3: how gradients of a layer are distributed, a line a measured round; a column a
+    layer, a row a group.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    need_gradients("figure 3", groups)
+    layers = layers_of("figure 3", groups, options.of)
+    columns = chosen(layers, options) or _ends(layers)
+    rounds = sorted({round for group in groups for round in rounds_of(group)})
+    figure = page(DOUBLE, 0.4 + 1.6 * len(groups))
+    panels = figure.subplots(len(groups), len(columns), squeeze=False, sharex="col", sharey="col")
+    colours = dict(zip(rounds, ramp(len(rounds)), strict=True))
+    for column, layer in enumerate(columns):
+        wide = _reach(
+            [(group, round) for group in groups for round in rounds_of(group)], [layer], options.of
+        )
+        for row, group in enumerate(groups):
+            axes = panels[row, column]
+            for round in rounds_of(group):
+                draw_density(
+                    axes, group, layer, options.of, round, wide, color=colours[round], linewidth=0.9
+                )
+        _tidy(panels[0, column], wide)
+        panels[0, column].set_title(layer)
+    for row, group in enumerate(groups):
+        panels[row, 0].set_ylabel(wrapped(group.label, 1.5) + "\ndensity")
+    by_round = ScalarMappable(
+        Normalize(rounds[0], max(rounds[-1], rounds[0] + 1)), ListedColormap(ramp(256))
+    )
+    scale(figure, by_round, panels, "round", len(groups)).locator = MaxNLocator(
+        nbins=8, integer=True
+    )
+    figure.supxlabel(_what(options.of), fontsize=8)
+    return figure
+
+
+def relations(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 16: cross-environment CKA of layers against other statistics of their updates,
+    relative to the smallest of their stage.
+    """
+    need_gradients("figure 16", groups)
+    one, other = need_two("figure 16", groups)
+    layers = layers_of("figure 16", groups, "values")
+    table = relative(statistics(one, other, chosen(layers, options) or layers))
+    figure = page(DOUBLE, 2.3)
+    names = sorted({stage(layer) for layer in table}, key=natural)
+    for k, (axes, what) in enumerate(
+        zip(figure.subplots(1, 4, sharex=True), _STATISTICS, strict=True)
+    ):
+        for place, name in enumerate(names):
+            own = [values for layer, values in table.items() if stage(layer) == name]
+            style = look(place)
+            axes.plot(
+                [v["cka"] for v in own],
+                [v[what] for v in own],
+                style["marker"],
+                color=style["color"],
+                label=name,
+            )
+        rho = spearman(
+            np.array([v["cka"] for v in table.values()]),
+            np.array([v[what] for v in table.values()]),
+        )
+        if max(v[what] for v in table.values()) > 10:
+            axes.set_yscale("log")
+        letter(axes, k, what + ("" if np.isnan(rho) else rf"  $\rho$ = {number_text(rho)}"))
+    figure.axes[0].set_ylabel("relative to the stage's smallest")
+    figure.supxlabel("cross-environment CKA", fontsize=8)
+    legend_above(figure, figure.axes[:1], 6)
+    return figure
+
+
+def similarity(
+    figure: str, one: Group, other: Group, layers: Sequence[str], of: Measure
+) -> dict[str, Curve]:
+    """Return the similarity of two groups' updates of each layer over rounds: mean and deviation
+    over pairs of equal seed.
+    """
+    pairs = paired(figure, one, other)
+    rounds = sorted(set(rounds_of(one)) & set(rounds_of(other)))
+    if not rounds:
+        raise ConfigError(
+            f"{figure}: no round was measured in both {one.label} and {other.label}; run both with"
+            " one diagnostics.every"
+        )
+    table = {layer: np.full((len(pairs), len(rounds)), np.nan) for layer in layers}
+    for place, round in enumerate(rounds):
+        for row, found in enumerate(updates(pairs, round, layers)):
+            for layer, (x, y) in found.items():
+                table[layer][row, place] = of(x, y)
+    return {layer: _curve(np.array(rounds), values) for layer, values in table.items()}
+
+
+def shuffled(of: Measure) -> Measure:
+    """Return a measure of two matrices whose rows belong together no longer: what it says of
+    updates that have nothing in common.
+    """
+    return lambda x, y: of(x, y[np.random.default_rng(0).permutation(len(y))])
+
+
+def _curve(rounds: np.ndarray, table: np.ndarray) -> Curve:
+    """Mean and deviation over pairs, of rounds in which all of them have a number."""
+    whole = np.isfinite(table).all(0)
+    kept = table[:, whole]
+    return Curve(
+        rounds[whole], kept.mean(0), kept.std(0, ddof=1) if len(kept) > 1 else None, len(kept)
+    )
+
+
+def statistics(one: Group, other: Group, layers: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return statistics of two groups' updates X and Y of each layer, means over measured rounds
+    and pairs of equal seed.
+
+    cka; mean: half of |mean X| + |mean Y|; variance: half of var X + var Y; covariance: |cov(X,
+    Y)|; difference: mean |X - Y|.
+    """
+    pairs = paired("figure 16", one, other)
+    found: dict[str, list[dict[str, float]]] = {}
+    for round in sorted({round for run, _ in pairs for round in measured(run)}):
+        for by_layer in updates(pairs, round, layers):
+            for layer, (x, y) in by_layer.items():
+                a = x.astype(np.float64)
+                b = y.astype(np.float64)
+                numbers = {
+                    "cka": linear_cka(a, b),
+                    "mean": (abs(a.mean()) + abs(b.mean())) / 2,
+                    "variance": (a.var() + b.var()) / 2,
+                    "covariance": abs(((a - a.mean()) * (b - b.mean())).mean()),
+                    "difference": np.abs(a - b).mean(),
+                }
+                found.setdefault(layer, []).append(
+                    {key: float(value) for key, value in numbers.items()}
+                )
+    if not found:
+        raise ConfigError(
+            f"figure 16: no round was measured in both {one.label} and {other.label}; run both with"
+            " one diagnostics.every"
+        )
+    means = {
+        layer: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        for layer, rows in found.items()
+    }
+    return {layer: means[layer] for layer in sorted(means, key=natural)}
+
+
+def relative(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Divide every statistic but CKA by the smallest of the layer's stage; 1 where that is 0."""
+    out = {}
+    for layer, numbers in table.items():
+        peers = [other for name, other in table.items() if stage(name) == stage(layer)]
+        least = {key: min(peer[key] for peer in peers) for key in numbers}
+        out[layer] = {
+            key: v if key == "cka" else v / least[key] if least[key] else 1.0
+            for key, v in numbers.items()
+        }
+    return out
+
+
+def _draw_layers(axes: Axes, curves: dict[str, Curve]) -> None:
+    """One line a layer, dark to light from the shallowest to the deepest."""
+    for k, ((layer, curve), colour) in enumerate(
+        zip(curves.items(), ramp(len(curves)), strict=True)
+    ):
+        axes.plot(
+            curve.rounds,
+            curve.mean,
+            color=colour,
+            marker=MARKERS[k % 7],
+            linestyle=DASHES[k % 5],
+            label=_short(layer),
+        )
+        if curve.sd is not None:
+            axes.fill_between(
+                curve.rounds,
+                curve.mean - curve.sd,
+                curve.mean + curve.sd,
+                color=colour,
+                alpha=0.12,
+                linewidth=0,
+            )
+    axes.set_xlabel("round")
+    whole_numbers(axes)
+
+
+def _draw_chance(axes: Axes, curves: Sequence[Curve]) -> None:
+    """One grey line, the mean over layers, of updates whose rows were shuffled."""
+    rounds = sorted(set.union(*(set(curve.rounds.tolist()) for curve in curves)))
+    means = [
+        np.mean([curve.mean[curve.rounds == round][0] for curve in curves if round in curve.rounds])
+        for round in rounds
+    ]
+    axes.plot(rounds, means, color="0.5", linestyle=":", linewidth=1.0, label="rows shuffled")
+    axes.legend(ncols=3, fontsize=6, loc="upper left")
+
+
+def _draw_densities(
+    axes: Axes, group: Group, layers: Sequence[str], of: str, round: int, wide: float
+) -> None:
+    for k, (layer, colour) in enumerate(zip(layers, ramp(len(layers)), strict=True)):
+        draw_density(
+            axes,
+            group,
+            layer,
+            of,
+            round,
+            wide,
+            color=colour,
+            linestyle=DASHES[k % 5],
+            label=_short(layer),
+        )
+    axes.set_xlabel(_what(of))
+    axes.set_ylabel("density")
+    axes.legend(fontsize=6)
+
+
+def draw_density(
+    axes: Axes, group: Group, layer: str, of: str, round: int, wide: float, **style: object
+) -> None:
+    """Draw the density of one layer's gradients in one round, all seeds together; nothing where
+    nobody sent it.
+    """
+    histogram = pooled(group, layer, of, round)
+    if histogram:
+        at = coarse(histogram[0], wide)
+        axes.plot((at[1:] + at[:-1]) / 2, density(*histogram, at), **style)  # type: ignore[arg-type]
+
+
+def _last(group: Group, layers: Sequence[str], of: str) -> int:
+    """The last round in which somebody has sent one of the layers."""
+    rounds = rounds_of(group)
+    return next(
+        (r for r in reversed(rounds) if any(pooled(group, layer, of, r) for layer in layers)),
+        rounds[-1],
+    )
+
+
+def _reach(where: Sequence[tuple[Group, int]], layers: Sequence[str], of: str) -> float:
+    """How far the x axis goes: most of the widest histogram."""
+    found = [pooled(group, layer, of, round) for group, round in where for layer in layers]
+    return max((reach(*histogram) for histogram in found if histogram), default=1.0)
+
+
+def _tidy(axes: Axes, wide: float) -> None:
+    axes.set_xlim(-wide, wide)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(style="sci", axis="x", scilimits=(-2, 3))
+    axes.ticklabel_format(style="sci", axis="y", scilimits=(-2, 5))
+
+
+def _ends(layers: Sequence[str]) -> list[str]:
+    """The first and the last layer of the two largest stages, by depth."""
+    largest = sorted(list(by_stage(layers).items())[:2], key=lambda item: natural(item[0]))
+    return list(dict.fromkeys(layer for _, own in largest for layer in (own[0], own[-1])))[
+        :_COLUMNS
+    ]
+
+
+def _short(layer: str) -> str:
+    """A layer within its stage: 1.conv2 for layer3.1.conv2, 7 for blocks.7.norm2."""
+    name = stage(layer)
+    if name.startswith("layer") and layer != name:
+        return layer.removeprefix(f"{name}.")
+    return layer.split(".")[1] if "*" in name else layer
+
+
+def _what(of: str) -> str:
+    return "entries of the clients' deltas" if of == "clients" else "entries of the update"

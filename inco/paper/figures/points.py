@@ -1,0 +1,103 @@
+"""Features of one class by t-SNE, and the loss around a model, as `python -m inco.paper.features`
+writes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inco.errors import DataError
+from inco.paper.figures.style import COLOURS, MARKERS
+from inco.records.arrays import read_npz
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NEEDED = ("points", "name", "title", "separation")
+
+
+def read_points(path: Path) -> dict[str, Any]:
+    """Read a features.npz. DataError where it is none."""
+    try:
+        arrays = read_npz(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--tsne {path}: cannot read it ({error}); make it with: python -m inco.paper.features"
+            " tsne RUN"
+        ) from error
+    lacking = [name for name in _NEEDED if name not in arrays]
+    if lacking:
+        raise DataError(
+            f"--tsne {path}: no {lacking[0]} in it; make it with: python -m inco.paper.features"
+            " tsne RUN"
+        )
+    return arrays
+
+
+def draw_points(axes: Axes, arrays: dict[str, Any]) -> None:
+    """Draw embedded features, a colour and marker a capacity.
+
+    Axes of t-SNE have no unit, so none is shown.
+    """
+    names = list(dict.fromkeys(arrays["name"].tolist()))
+    for k, name in enumerate(names):
+        x, y = arrays["points"][arrays["name"] == name].T
+        axes.scatter(
+            x,
+            y,
+            s=7,
+            color=COLOURS[k % 7],
+            marker=MARKERS[k % 7],
+            alpha=0.7,
+            linewidths=0,
+            label=name,
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color("0.7")
+    axes.legend(fontsize=6, handletextpad=0.1, borderpad=0.2, labelspacing=0.2)
+    if np.isfinite(arrays["separation"]):  # of one capacity there is none
+        axes.set_xlabel(f"within / between capacities: {float(arrays['separation']):.2f}")
+
+
+def draw_surface(figure: Figure, axes: Axes, at: np.ndarray, loss: np.ndarray) -> None:
+    """Draw the loss [first direction, second direction] as filled contours, equally spaced in its
+    logarithm; a cross marks the weights.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    seen = np.ma.masked_invalid(loss).T  # contours take [y, x]
+    low = max(float(seen.min()), 1e-6)
+    levels = np.geomspace(low, max(float(seen.max()), 1.01 * low), 19)
+    filled = axes.contourf(
+        at,
+        at,
+        np.ma.clip(seen, levels[0], levels[-1]),
+        levels=levels,
+        norm=LogNorm(),
+        cmap="cividis",
+    )
+    axes.contour(at, at, seen, levels=levels[3:-1:3], colors="white", linewidths=0.4)
+    axes.plot(0, 0, "+", color="white", markersize=6)
+    # for axes of a fixed shape: the other would cut their labels
+    figure.set_layout_engine("compressed")
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.set_xlabel("first direction")
+    axes.set_ylabel("second direction")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    bar = figure.colorbar(
+        filled, ax=axes, label="loss", fraction=0.046, pad=0.04, ticks=levels[::6]
+    )
+    bar.ax.set_yticklabels(
+        [f"{level:.3g}" if level < 1000 else f"{level:,.0f}" for level in levels[::6]]
+    )
+    bar.ax.minorticks_off()

@@ -1,0 +1,158 @@
+"""Which function draws which figure of the paper, what it needs, and which options it heeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inco.errors import ConfigError
+from inco.paper.figures import cka, gradients, mixing, scores
+from inco.paper.figures.groups import Group
+from inco.paper.figures.options import Options
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure: `numbers` of the paper's figures that it draws, what it shows, the runs it needs,
+    its options, and a table for stdout.
+    """
+
+    numbers: tuple[int, ...]
+    draw: Callable[[Sequence[Group], Options], Figure]
+    title: str
+    needs: str
+    options: frozenset[str] = frozenset()
+    table: Callable[[Sequence[Group], Options], str] | None = None
+
+
+ENTRIES = (
+    Entry(
+        (1,),
+        cka.similarity_and_accuracy,
+        "similarity of clients (CKA) by stage and environment, and its relation to accuracy",
+        "runs with diagnostics=cka, a group an environment; ResNets and ViTs get rows of their own",
+        frozenset({"labels", "last", "layers"}),
+    ),
+    Entry(
+        (2, 12),
+        gradients.across_environments,
+        "similarity of two environments' updates by layer and round, and distributions of"
+        " gradients",
+        "runs with diagnostics=gradients of two settings, with seeds in common (12: of a ViT)",
+        frozenset({"labels", "layers", "of", "measure"}),
+    ),
+    Entry(
+        (3, 13, 14, 15),
+        gradients.distributions,
+        "distributions of gradients of single layers, a line a measured round",
+        "runs with diagnostics=gradients",
+        frozenset({"labels", "layers", "of"}),
+    ),
+    Entry(
+        (7, 24, 25),
+        scores.robustness,
+        "accuracy against batch size, noise of uploads, or another number that varies",
+        "runs that differ in local.batch_size or uplink.scale",
+        frozenset({"score", "x"}),
+    ),
+    Entry(
+        (8, 21, 22, 23),
+        scores.ablation,
+        "ablation of InCo: accuracy with and without normalisation and optimisation",
+        "runs with transform=inco,no_normalization,no_optimization,neither,none",
+        frozenset({"score", "paper"}),
+    ),
+    Entry(
+        (9,),
+        mixing.theta_and_beta,
+        "theta by layer, share of kernels with beta > 0 by round, features by t-SNE; prints"
+        " Table 4",
+        "runs with transform=inco or diagnostics=gradients",
+        frozenset({"labels", "layers", "tsne"}),
+        mixing.beta_table,
+    ),
+    Entry(
+        (10, 19),
+        cka.methods,
+        "similarity of clients by method, heat maps of the two deepest stages, accuracy by"
+        " capacity",
+        "runs with diagnostics=cka, a group a method (19: of a ViT)",
+        frozenset({"labels", "last", "layers", "score"}),
+    ),
+    Entry(
+        (16,),
+        gradients.relations,
+        "cross-environment CKA of layers against mean, variance, covariance and difference of their"
+        " updates",
+        "runs with diagnostics=gradients of two settings, with seeds in common",
+        frozenset({"layers"}),
+    ),
+    Entry(
+        (17, 18),
+        cka.environments,
+        "heat maps of all pairs of clients, a row an environment, a column a stage",
+        "runs with diagnostics=cka, a group an environment (18: of a ViT)",
+        frozenset({"labels", "layers"}),
+    ),
+    Entry(
+        (20,),
+        scores.convergence,
+        "convergence without InCo, with noise instead of it, and with it; the norm of what is"
+        " added; prints a table",
+        "runs with transform=none,add_noise,inco",
+        frozenset({"labels"}),
+        scores.convergence_table,
+    ),
+)
+ABSENT = {
+    4: "a drawing of the method, not data",
+    5: "a drawing of the method, not data",
+    6: "a drawing of the method, not data",
+    11: "not drawn: what it shows could not be settled",
+}
+FIGURES = {number: entry for entry in ENTRIES for number in entry.numbers}
+
+
+def find(number: int) -> Entry:
+    """Return what draws a figure of the paper. ConfigError for a number that nothing draws."""
+    if number in FIGURES:
+        return FIGURES[number]
+    why = ABSENT.get(number, "the paper has figures 1 to 25")
+    raise ConfigError(
+        f"figure {number}: {why}; there are {', '.join(map(str, sorted(FIGURES)))} (python -m"
+        " inco.paper.figures --list)"
+    )
+
+
+def listing() -> str:
+    """Return a line a figure: its number, what it shows and what it needs."""
+    lines = [
+        f"{', '.join(map(str, e.numbers)):>14}  {e.title}\n{'':16}needs {e.needs}{_heeds(e)}"
+        for e in ENTRIES
+    ]
+    lines += [f"{number:>14}  {why}" for number, why in ABSENT.items()]
+    return "\n".join(lines)
+
+
+def _heeds(entry: Entry) -> str:
+    return (
+        f"\n{'':16}options {', '.join(f'--{name}' for name in sorted(entry.options))}"
+        if entry.options
+        else ""
+    )
+
+
+def check_options(number: int, entry: Entry, given: Sequence[str]) -> None:
+    """Raise ConfigError for options that a figure would ignore."""
+    for name in given:
+        if name not in entry.options:
+            heeding = sorted(n for n, other in FIGURES.items() if name in other.options)
+            own = ", ".join(f"--{o}" for o in sorted(entry.options))
+            raise ConfigError(
+                f"--{name} with figure {number}: it is for {', '.join(map(str, heeding))}; this one"
+                f" has {own}"
+            )

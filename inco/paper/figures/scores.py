@@ -1,0 +1,359 @@
+"""Accuracy: the paper's Figures 7, 8, 20 and 21 to 25."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from inco.errors import ConfigError
+from inco.paper.figures.groups import PARTS, TRANSFORMS, Group, differing, labels_of, over_seeds
+from inco.paper.figures.options import Options
+from inco.paper.figures.style import (
+    COLOURS,
+    DOUBLE,
+    HATCHES,
+    SINGLE,
+    draw_curve,
+    legend_above,
+    letter,
+    look,
+    markdown,
+    page,
+    plus_minus,
+    stack,
+    whole_numbers,
+)
+from inco.records.names import natural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_AXES = {"local.batch_size": "batch size", "uplink.scale": "noise of uploads (standard deviations)"}
+_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+_BARS = ("inco", "no_normalization", "no_optimization", "neither", "none")
+_PAPER = "paper, 500 rounds"
+# Figure 8 of Chan et al., ICLR 2024, ResNet-26 split by stage, FedAvg: read off the chart, so right
+# to about one point. By dataset: Dirichlet 0.5 and 1.0 of each bar in the order of _BARS.
+PAPER = {
+    "fashion_mnist": ((90, 88), (87, 86), (88, 86.5), (88.5, 83), (87.5, 86)),
+    "svhn": ((87, 89), (83, 87), (85.5, 86.5), (85, 86), (84.5, 86.5)),
+    "cifar10": ((68, 71), (60, 68), (65, 69), (64, 68), (64, 67)),
+    "cinic10": ((53, 57), (51, 56), (50, 56), (49, 56), (48, 56)),
+}
+
+
+class Panel(NamedTuple):
+    """One panel of Figure 7: the setting along x, and the groups of each line by its value."""
+
+    key: str
+    title: str
+    lines: Mapping[str, list[tuple[float, Group]]]
+
+
+def robustness(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 7: accuracy against the setting that varies: batch size, noise of uploads, or the one
+    that `--x` names.
+    """
+    panels = robustness_panels(groups, options.x)
+    columns = min(len(panels), 2)
+    figure = page(SINGLE if columns == 1 else DOUBLE, 0.4 + 2.1 * -(-len(panels) // columns))
+    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    for k, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
+        for name, members in panel.lines.items():
+            members = sorted(members, key=lambda member: member[0])
+            scores = [group.final(score=options.score) for _, group in members]
+            x = [value for value, _ in members]
+            y = [s.mean() for s in scores]
+            errors = [s.std(ddof=1) if len(s) > 1 else 0.0 for s in scores]
+            axes.errorbar(
+                x,
+                y,
+                yerr=errors if any(errors) else None,
+                capsize=2,
+                label=name,
+                **look(names.index(name)),
+            )
+        values = sorted({value for line in panel.lines.values() for value, _ in line})
+        if len(values) > 2 and values[0] > 0 and values[-1] / values[0] >= 8:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.set_xlabel(_AXES.get(panel.key, panel.key))
+        axes.set_ylabel(f"{options.score} accuracy (%)")
+        letter(axes, k, panel.title, len(panels))
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    if len(names) > 1:
+        legend_above(figure, grid[: len(panels)].tolist())
+    return figure
+
+
+def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
+    """Return the panels of Figure 7: a dataset and a setting each.
+
+    ConfigError where no number varies.
+    """
+    _need_scores("figure 7", groups)
+    keys = [x] if x else [key for key in _AXES if _varies(groups, key)] or _numeric(groups)[:1]
+    panels = []
+    datasets = list(dict.fromkeys(PARTS["dataset"](group) for group in groups))
+    for dataset in datasets:
+        own = [group for group in groups if PARTS["dataset"](group) == dataset]
+        for key in keys:
+            # the other axis stays where most runs have it
+            held = [other for other in _AXES if other != key and _varies(own, other)]
+            usual = {
+                other: Counter(_value(group, other) for group in own).most_common(1)[0][0]
+                for other in held
+            }
+            usual |= {"uplink.scale": 0.0} if "uplink.scale" in usual else {}
+            kept = [
+                group
+                for group in own
+                if all(_value(group, other) == value for other, value in usual.items())
+            ]
+            if _varies(kept, key):
+                panels.append(Panel(key, dataset if len(datasets) > 1 else "", _lines(kept, key)))
+    if not panels:
+        what = (
+            f"--x {x}: the same number, or none, in all groups"
+            if x
+            else "figure 7: no number among the settings varies"
+        )
+        raise ConfigError(
+            f"{what}; make runs that differ in one, as by\n  python run.py -m"
+            " local.batch_size=32,64,128 transform=none,inco"
+        )
+    return panels
+
+
+def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Group]]]:
+    """Groups that differ in nothing but `key`, by what tells them from the others."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        told = {
+            **group.settings,
+            **{
+                name: group.choices.get(name)
+                for name in ("algorithm", "transform", "split", "model")
+            },
+        }
+        rest = repr(sorted((k, repr(v)) for k, v in told.items() if k not in (key, "seed")))
+        found.setdefault(rest, []).append(group)
+    names = labels_of(
+        [line[0] for line in found.values()], ignore=("uplink", "dataset", "partition", key)
+    )
+    lines = {
+        name: [(_value(group, key), group) for group in line]
+        for name, line in zip(names, found.values(), strict=True)
+    }
+    return dict(sorted(lines.items(), key=lambda item: natural(item[0])))
+
+
+def _value(group: Group, key: str) -> float:
+    """A numeric setting; the noise of a clean uplink is 0, and a setting that is no number NaN."""
+    value = group.settings.get(key, 0.0 if key == "uplink.scale" else None)
+    return (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else float("nan")
+    )
+
+
+def _varies(groups: Sequence[Group], key: str) -> bool:
+    values = {_value(group, key) for group in groups}
+    return len(values) > 1 and not any(np.isnan(v) for v in values)
+
+
+def _numeric(groups: Sequence[Group]) -> list[str]:
+    return [
+        key
+        for key in differing(groups)
+        if not key.startswith("transform.") and _varies(groups, key)
+    ]
+
+
+def ablation(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 8: accuracy of InCo, of its ablations and of its base, by partition; a panel a dataset
+    and algorithm.
+    """
+    panels = ablation_panels(groups)
+    columns = min(len(panels), 2)
+    figure = page(SINGLE if columns == 1 else DOUBLE, 0.5 + 2.1 * -(-len(panels) // columns))
+    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    shown = [
+        t
+        for t in (*_BARS, *TRANSFORMS)
+        if any(t == transform for panel in panels.values() for _, transform in panel)
+    ]
+    shown = list(dict.fromkeys(shown))
+    for k, (axes, (title, cells)) in enumerate(zip(grid, panels.items(), strict=False)):
+        _draw_bars(axes, cells, shown, options)
+        letter(axes, k, title, len(panels))
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    legend_above(figure, grid[: len(panels)].tolist(), 3 * columns, _PAPER)
+    return figure
+
+
+def ablation_panels(groups: Sequence[Group]) -> dict[str, dict[tuple[str, str], Group]]:
+    """Return each panel's groups by partition and transform.
+
+    ConfigError where two groups would be one bar.
+    """
+    _need_scores("figure 8", groups)
+    panels: dict[str, dict[tuple[str, str], Group]] = {}
+    for group in groups:
+        algorithm = PARTS["method"](replace_transform(group))
+        cells = panels.setdefault(f"{PARTS['dataset'](group)}, {algorithm}", {})
+        cell = (PARTS["partition"](group), group.choices.get("transform", ""))
+        if cell in cells:
+            told = ", ".join(differing([cells[cell], group])[:3])
+            raise ConfigError(
+                f"figure 8: two groups would be one bar ({cell[0]}, {cell[1]}); they differ in"
+                f" {told}; give one of them"
+            )
+        cells[cell] = group
+    return panels
+
+
+def replace_transform(group: Group) -> Group:
+    """Return a group as if it had no transform, for its base's name."""
+    bare = replace(group)
+    bare.__dict__["choices"] = {**group.choices, "transform": "none"}
+    return bare
+
+
+def _draw_bars(
+    axes: Axes, cells: Mapping[tuple[str, str], Group], shown: Sequence[str], options: Options
+) -> None:
+    partitions = sorted({partition for partition, _ in cells})
+    wide = 0.84 / len(shown)
+    for k, transform in enumerate(shown):
+        label = TRANSFORMS.get(transform, transform) or "base"
+        bar: dict[str, Any] = {
+            "color": COLOURS[k % 7],
+            "hatch": HATCHES[k % len(HATCHES)],
+            "edgecolor": "white",
+            "linewidth": 0.3,
+        }
+        # in the legend also where this panel lacks it
+        axes.bar([np.nan], [np.nan], label=label, **bar)
+        for place, partition in enumerate(partitions):
+            group = cells.get((partition, transform))
+            x = place + (k - (len(shown) - 1) / 2) * wide
+            if group is None:
+                continue
+            mean, sd = over_seeds(group.final(score=options.score))
+            axes.bar(
+                x,
+                mean,
+                wide,
+                yerr=sd,
+                error_kw={"linewidth": 0.8, "capsize": 1.5, "ecolor": "0.2"},
+                **bar,
+            )
+            axes.annotate(
+                f"{mean:.1f}",
+                (x, 0),
+                (0, 4),
+                textcoords="offset points",
+                rotation=90,
+                ha="center",
+                fontsize=6,
+                bbox=_BOX,
+            )
+            told = paper_value(group) if options.paper else None
+            if told is not None:
+                axes.plot(x, told, "_", color="0.2", markersize=9, alpha=0.6)
+    if options.paper and any(paper_value(group) is not None for group in cells.values()):
+        axes.plot([np.nan], [np.nan], "_", color="0.2", markersize=9, alpha=0.6, label=_PAPER)
+    axes.set_xticks(range(len(partitions)), partitions)
+    axes.set_ylabel(f"{options.score} accuracy (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=False, axis="x")
+
+
+def paper_value(group: Group) -> float | None:
+    """Return the paper's accuracy in Figure 8 where it has this dataset, alpha, algorithm, split
+    and transform; else None.
+    """
+    of = group.choices
+    alpha = group.settings.get("partition.alpha")
+    fits = (
+        of.get("algorithm") == "fedavg"
+        and of.get("split") == "stage"
+        and of.get("transform") in _BARS
+    )
+    if not fits or of.get("dataset") not in PAPER or alpha not in (0.5, 1.0):
+        return None
+    return float(PAPER[of["dataset"]][_BARS.index(of["transform"])][(0.5, 1.0).index(alpha)])
+
+
+def convergence(groups: Sequence[Group], options: Options) -> Figure:
+    """Figure 20: accuracy over rounds, the norm of what the server adds, the noise where there is
+    some, and a table.
+    """
+    _need_scores("figure 20", groups)
+    noise = [k for k, group in enumerate(groups) if group.keys("noise/std/")]
+    figure = page(DOUBLE, 2.6 + 0.16 * len(groups))
+    top, below = stack(figure, 2.2, 0.4 + 0.16 * len(groups))
+    panels = top.subplots(1, 3 if noise else 2)
+    for k, group in enumerate(groups):
+        draw_curve(panels[0], group.curve("test/acc"), k, group.label)
+        draw_curve(panels[1], group.curve("update/norm"), k, group.label)
+    for k in noise:
+        draw_curve(panels[2], mean_noise(groups[k]), k, groups[k].label)
+    for k, (axes, what) in enumerate(
+        zip(panels, ("accuracy (%)", "norm of the update", "mean noise std"), strict=False)
+    ):
+        axes.set_xlabel("round")
+        axes.set_ylabel(what)
+        whole_numbers(axes)
+        letter(axes, k)
+    legend_above(top, panels[:1].tolist())
+    table = below.subplots()
+    table.axis("off")
+    head, rows = _table(groups)
+    drawn = table.table([*rows], colLabels=head, loc="center", cellLoc="center", edges="horizontal")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    for cell in drawn.get_celld().values():
+        cell.set_linewidth(0.5)
+    table.set_title(f"({chr(ord('a') + len(panels))}) accuracy (%)", loc="left")
+    return figure
+
+
+def mean_noise(group: Group) -> Any:
+    """Return the noise's standard deviation over rounds, mean over layers."""
+    curves = [group.curve(f"noise/std/{layer}") for layer in group.keys("noise/std/")]
+    rounds = sorted(set.intersection(*(set(curve.rounds.tolist()) for curve in curves)))
+    means = np.mean([curve.mean[np.isin(curve.rounds, rounds)] for curve in curves], axis=0)
+    return curves[0]._replace(rounds=np.array(rounds), mean=means, sd=None)
+
+
+def convergence_table(groups: Sequence[Group], options: Options) -> str:
+    """Return the table of Figure 20 as Markdown."""
+    return markdown(*_table(groups))
+
+
+def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    head = ["method", "last", "best", "seeds"]
+    return head, [
+        [g.label, plus_minus(g.final()), plus_minus(g.final(score="best")), str(len(g.final()))]
+        for g in groups
+    ]
+
+
+def _need_scores(figure: str, groups: Sequence[Group]) -> None:
+    empty = [group.runs[0].folder for group in groups if not len(group.final())]
+    if empty:
+        raise ConfigError(
+            f"{figure}: no scored round yet in {empty[0]}; wait for one, or leave this run out"
+        )

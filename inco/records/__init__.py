@@ -1,0 +1,5 @@
+"""Records: all that reads or writes a run's folder.
+
+`record.py` has the lines and the lock, `checkpoint.py` the server's tensors, `runs.py` reads
+folders for reports and figures.
+"""

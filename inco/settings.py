@@ -1,0 +1,194 @@
+"""The vocabulary of settings: what an argument of a constructor may be, written once, where it is.
+
+A setting is a positional argument of its class's constructor, annotated with its type, its rule and
+its meaning; keyword-only arguments are what other parts give it:
+
+    @checked("algorithm")
+    def __init__(self, mu: Annotated[float, at_least(0), "weight of the proximal term"] = 0.1): ...
+
+The constructor, the check of a command line and `--help` read this annotation. The check reads it
+from the source (`config/signatures.py`), so no class and no torch is imported for it; therefore an
+annotation uses the names of this module, of `typing`, and Python's own alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from inco.errors import ConfigError
+
+Init = TypeVar("Init", bound=Callable[..., None])
+Weighting = Literal["examples", "uniform"]
+"""How uploads are averaged: in proportion to a client's examples, or each client alike."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must satisfy, and how to say it."""
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an annotation says of a setting."""
+
+    type: Any
+    rule: Rule | None = None
+    meaning: str = ""
+
+
+def read(annotation: str) -> Setting:
+    """Evaluate an annotation. One with names from elsewhere allows any value."""
+    try:
+        found = eval(annotation, {**vars(typing), **globals()})
+    except (NameError, AttributeError, TypeError):
+        return Setting(Any)
+    parts: tuple[Any, ...] = ()
+    if typing.get_origin(found) is Annotated:
+        found, *extra = typing.get_args(found)
+        parts = tuple(extra)
+    rule = next((part for part in parts if isinstance(part, Rule)), None)
+    meaning = next((part for part in parts if isinstance(part, str)), "")
+    if typing.get_origin(found) is Literal:
+        options = typing.get_args(found)
+        return Setting(str, rule or one_of(*options), meaning)
+    return Setting(found, rule, meaning)
+
+
+def checked(group: str) -> Callable[[Init], Init]:
+    """Let a constructor check its settings by their rules. It raises ConfigError with all problems.
+
+    `group`: the options' group, which begins the setting's name in a message.
+    """
+
+    def decorate(init: Init) -> Init:
+        signature = inspect.signature(init)
+        rules = {name: read(str(p.annotation)).rule for name, p in signature.parameters.items()}
+
+        @functools.wraps(init)
+        def wrapped(*args: Any, **kwargs: Any) -> None:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            problems = [
+                f"{group}.{name}={value}: must be {rule.text}"
+                for name, value in bound.arguments.items()
+                if (rule := rules[name]) and not satisfied(rule, value)
+            ]
+            if problems:
+                raise ConfigError(problems)
+            init(*args, **kwargs)
+
+        return typing.cast(Init, wrapped)
+
+    return decorate
+
+
+def satisfied(rule: Rule, value: Any) -> bool:
+    """Tell whether a value of any type keeps a rule."""
+    try:
+        return rule.holds(value)
+    except TypeError:
+        return False
+
+
+def _number(v: Any) -> bool:
+    return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+
+
+def _list(v: Any) -> bool:
+    return isinstance(v, list | tuple)
+
+
+def _count(v: Any) -> bool:
+    return isinstance(v, int) and not isinstance(v, bool) and v >= 1
+
+
+def at_least(low: float) -> Rule:
+    return Rule(lambda v: _number(v) and v >= low, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    return Rule(lambda v: _number(v) and v > low, f"above {low}")
+
+
+def between(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Rule:
+    left = "(" if open_low else "["
+    right = ")" if open_high else "]"
+
+    def holds(v: Any) -> bool:
+        return (
+            _number(v)
+            and (low < v if open_low else low <= v)
+            and (v < high if open_high else v <= high)
+        )
+
+    return Rule(holds, f"in {left}{low}, {high}{right}")
+
+
+def one_of(*options: str) -> Rule:
+    return Rule(lambda v: v in options, "one of " + ", ".join(options))
+
+
+def many(each: Rule, most: int | None = None) -> Rule:
+    """A list whose entries all satisfy a rule."""
+    count = "a list" if most is None else f"a list of {most}"
+    return Rule(
+        lambda v: len(v) > 0 and most in (None, len(v)) and all(each.holds(x) for x in v),
+        f"{count}, each {each.text}",
+    )
+
+
+def null_or(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.holds(v), f"null, or {rule.text}")
+
+
+COUNT = Rule(_count, "a whole number of at least 1")
+WEIGHTS = Rule(
+    lambda v: isinstance(v, bool) or (isinstance(v, str) and v != ""),
+    "true, false or the path of a file",
+)
+LEVELS = Rule(
+    lambda v: (
+        len(v) > 0
+        and all(_count(x) or (_list(x) and len(x) > 0 and all(_count(y) for y in x)) for x in v)
+    ),
+    "a list with one entry a level, each a number of blocks or a list of them",
+)
+RATES_AND_EXITS = Rule(
+    lambda v: (
+        len(v) > 0
+        and all(
+            _list(x) and len(x) == 2 and _number(x[0]) and 0 < x[0] <= 1 and _count(x[1]) for x in v
+        )
+    ),
+    "a list of [rate, exits], rates above 0 and at most 1, exits a whole number of at least 1",
+)
+PAIRS = Rule(
+    lambda v: (
+        v in ("auto", "official", "paper")
+        or (_list(v) and all(_list(x) and len(x) == 2 for x in v))
+    ),
+    "auto, official, paper or a list of [target, reference]",
+)
+LAYERS = Rule(
+    lambda v: v == "auto" or (_list(v) and len(v) > 0 and all(isinstance(x, str) for x in v)),
+    "auto or a list of layers as [layer3.0.conv1,layer3.1.conv1]",
+)
+CHOSEN_PAIRS = Rule(
+    lambda v: v != "auto" and PAIRS.holds(v), "official, paper or a list of [target, reference]"
+)
+NULL_OR_BOUND = Rule(
+    lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)"
+)
+NULL_OR_CLIP = Rule(
+    lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)"
+)
+INTEGER_OR_AUTO = Rule(lambda v: v == "auto" or _count(v), "auto or a whole number of at least 1")
