@@ -11,8 +11,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from inco.assembly import problems as problems_of
 from inco.config.naming import plain, register
-from inco.config.validate import validate
 from inco.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -144,7 +144,7 @@ def settings_of(*overrides: str) -> dict[str, Any]:
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         settings = plain(compose("config", overrides=list(overrides)))
-    problems = validate(settings)
+    problems = problems_of(settings)
     if problems:
         raise ConfigError(problems)
     return settings

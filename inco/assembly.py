@@ -4,13 +4,15 @@ meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inco.algorithms.fedavg import Algorithm
 from inco.clients.costs import LevelCost, level_cost
 from inco.clients.faults import refuse_faulty
 from inco.clients.local import Local
@@ -19,6 +21,7 @@ from inco.clients.population import Population
 from inco.clients.store import ClientStore
 from inco.clients.trainer import Trainer, take
 from inco.config.targets import build, locate, ours
+from inco.config.validate import GROUPS, validate
 from inco.data.dataset import Dataset, Images
 from inco.data.partition import Partition
 from inco.data.recipes import Recipe
@@ -26,7 +29,7 @@ from inco.data.transforms import Transform
 from inco.diagnostics import Subject
 from inco.engine.engine import Engine
 from inco.engine.ranks import Ranks
-from inco.errors import ConfigError
+from inco.errors import ConfigError, InCoError
 from inco.evaluation.batchnorm import StaticNorm
 from inco.evaluation.evaluator import Evaluator
 from inco.fast.cuda_graphs import CapturedPasses, cuda_graph
@@ -34,7 +37,7 @@ from inco.models.base import Family
 from inco.seeding import generator, numpy_rng
 from inco.simulator import Simulator
 from inco.splits.base import Split
-from inco.types import SubModel
+from inco.types import Beside, SubModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,33 +49,166 @@ class Assembly:
     partition: Partition
     split: Split
     costs: Mapping[int, LevelCost]
+    trainer: Trainer
+    evaluator: Evaluator
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What the groups name, built and held against one another before any data is loaded."""
+
+    source: Any
+    recipe: Recipe
+    family: Family
+    split: Split
+    capacity: Any
+    partition: Any
+    local: Local
+    algorithm: Algorithm
+    transform: Any
+    uplink: Any
+    optimizer: Any
+    diagnostics: Any
+
+
+class _Builder:
+    """Builds parts one by one, and keeps every problem; what needs a missing part is left out."""
+
+    def __init__(self, settings: Mapping[str, Any], sound: Collection[str]) -> None:
+        self._settings = settings
+        self._sound = sound
+        self.problems: list[str] = []
+        self.failed: InCoError | None = None
+
+    def group(self, name: str, **wiring: Any) -> Any:
+        """Build a group's object, unless its settings are known to be wrong."""
+        if name not in self._sound or None in wiring.values():
+            return None
+        return self.attempt(lambda: build(name, self._settings[name], **wiring))
+
+    def attempt(self, work: Callable[[], Any], *needs: object) -> Any:
+        """Do what needs some parts, if they are there."""
+        if any(need is None for need in needs):
+            return None
+        try:
+            return work()
+        except ConfigError as error:
+            self.problems += error.problems
+        except InCoError as error:
+            self.failed = self.failed or error
+        return None
+
+
+def problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return all that is wrong with settings, each group's and between groups. Loads no data."""
+    found = validate(settings)
+    bad = {re.split(r"[.=:]", problem)[0] for problem in found}
+    sound = [group for group in GROUPS if group not in bad]
+    if "num_clients" in bad:
+        sound.remove("capacity")
+    builder = _Builder(settings, sound)
+    _build(settings, builder)
+    return found + [problem for problem in builder.problems if problem not in found]
+
+
+def _parts(settings: Mapping[str, Any]) -> Parts:
+    builder = _Builder(settings, GROUPS)
+    made = _build(settings, builder)
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    if builder.failed:
+        raise builder.failed
+    return Parts(**made)
+
+
+def _build(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
+    """Build every part by name; those with problems are None."""
+    source = builder.group("dataset")
+    model = builder.attempt(lambda: locate("model", settings["model"]["_target_"]))
+    # a user's model may have no image_size
+    size = settings["model"].get("image_size")
+    recipe = builder.attempt(lambda: source.recipe(model.recipe, size), source, model)
+    shape = recipe.shape if recipe else None
+    classes = source.num_classes if source else None
+    family = builder.group("model", shape=shape, num_classes=classes)
+    split = builder.group("split", family=family)
+    capacity = builder.group(
+        "capacity",
+        num_clients=settings["num_clients"],
+        num_levels=len(split.names) if split else None,
+        seed=settings["seed"],
+    )
+    local = builder.group("local")
+    algorithm = builder.group("algorithm")
+    transform = builder.group("transform")
+    bound = builder.attempt(lambda: _bound(transform, split), transform, split)
+    builder.attempt(lambda: _check_batches(family, local), family, local)
+    builder.attempt(lambda: _check_method(algorithm, local, capacity, split), algorithm, local)
+    return {
+        "source": source,
+        "recipe": recipe,
+        "family": family,
+        "split": split,
+        "capacity": capacity,
+        "partition": builder.group("partition"),
+        "local": local,
+        "algorithm": algorithm,
+        "transform": bound,
+        "uplink": builder.group("uplink"),
+        "optimizer": builder.group("server"),
+        "diagnostics": builder.group("diagnostics"),
+    }
+
+
+def _bound(transform: Any, split: Split) -> Any:
+    try:
+        return transform.bind(split.params, split.pairs)
+    except ValueError as error:
+        raise ConfigError(f"transform: {error}") from error
+
+
+def _check_batches(family: Family, local: Local) -> None:
+    least = family.min_batch
+    if local.batch_size < least:
+        raise ConfigError(
+            f"local.batch_size={local.batch_size}: {family.name} has BatchNorm, which cannot train"
+            f" on fewer than {least} examples; use local.batch_size={least} or more"
+        )
+
+
+def _check_method(algorithm: Algorithm, local: Local, capacity: Any, split: Split | None) -> None:
+    """Hold a method against the parts beside it; of one that could not be built nothing is said."""
+    beside = Beside(
+        adaptive=local.adaptive,
+        momentum=local.momentum,
+        moving_levels=capacity is not None and capacity.moving,
+        weighted_channels=split is not None and split.weighting == "width",
+    )
+    found = list(algorithm.conflicts(beside))
+    if found:
+        raise ConfigError(found)
 
 
 def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     """Build a run on this rank from validated settings. Raises ConfigError or DataError."""
     seed = settings["seed"]
-    source = build("dataset", settings["dataset"])
-    source.check()
-    chosen = settings["model"]
-    # a user's model may have none
-    recipe = source.recipe(locate("model", chosen["_target_"]).recipe, chosen.get("image_size"))
-    family: Family = build(
-        "model", settings["model"], shape=recipe.shape, num_classes=source.num_classes
-    )
-    split: Split = build("split", settings["split"], family=family)
-    levels = dict(num_clients=settings["num_clients"], num_levels=len(split.names), seed=seed)
-    capacity = build("capacity", settings["capacity"], **levels)
-    local = build("local", settings["local"])
-    algorithm = build("algorithm", settings["algorithm"])
-    transform = _transform(settings, split)
+    parts = _parts(settings)
+    parts.source.check()
+    recipe = parts.recipe
+    family = parts.family
+    split = parts.split
+    local = parts.local
+    algorithm = parts.algorithm
 
-    dataset: Dataset = ranks.local_first(source.load)
-    partition = _partition(settings, dataset, family)
+    dataset: Dataset = ranks.local_first(parts.source.load)
+    partition = _partition(settings, parts, dataset)
     classes = _classes_held(partition, dataset) if split.masked else None
     clients = settings["num_clients"], settings["sample_ratio"]
-    population = Population(*clients, partition, capacity, split, seed, classes)
+    population = Population(*clients, partition, parts.capacity, split, seed, classes)
     submodels = population.submodels(0)
-    _check_arithmetic(settings, submodels.values(), recipe.shape, source.num_classes, ranks.device)
+    _check_arithmetic(
+        settings, submodels.values(), recipe.shape, parts.source.num_classes, ranks.device
+    )
 
     pool = ModelPool(
         local,
@@ -90,7 +226,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         pool,
         algorithm,
         local,
-        uplink=build("uplink", settings["uplink"]),
+        uplink=parts.uplink,
         train=_resident(dataset.train, ranks),
         transform=recipe.train,
         smallest=family.min_batch,
@@ -98,7 +234,9 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         store=store,
         passes=_passes(settings["engine"]["mode"], local, ranks),
     )
-    evaluator = _evaluator(trainer, _resident(dataset.test, ranks), recipe, capacity.levels, split)
+    evaluator = _evaluator(
+        trainer, _resident(dataset.test, ranks), recipe, parts.capacity.levels, split
+    )
     costs = ranks.first(
         lambda: {n: level_cost(sub, recipe.shape, algorithm) for n, sub in submodels.items()}
     )
@@ -119,33 +257,24 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         population,
         engine,
         algorithm,
-        transform,
-        optimizer=build("server", settings["server"]),
-        diagnostics=_diagnostics(settings, evaluator, split),
+        parts.transform,
+        optimizer=parts.optimizer,
+        diagnostics=_diagnostics(parts, evaluator),
         costs=costs,
         images_trained=trainer.images_trained,
         eval_every=settings["eval_every"],
     )
-    return Assembly(simulator, dataset, partition, split, costs)
+    return Assembly(simulator, dataset, partition, split, costs, trainer, evaluator)
 
 
-def _transform(settings: Mapping[str, Any], split: Split) -> Any:
-    """Return the transform, bound before data is loaded, so that wrong pairs are told at once."""
-    try:
-        return build("transform", settings["transform"]).bind(split.params, split.pairs)
-    except ValueError as error:
-        raise ConfigError(f"transform: {error}") from error
-
-
-def _partition(settings: Mapping[str, Any], dataset: Dataset, family: Family) -> Partition:
-    scheme = build("partition", settings["partition"])
-    partition: Partition = scheme(
+def _partition(settings: Mapping[str, Any], parts: Parts, dataset: Dataset) -> Partition:
+    partition: Partition = parts.partition(
         dataset.train.labels.numpy(),
         len(dataset.classes),
         settings["num_clients"],
         numpy_rng(settings["seed"], "partition"),
     )
-    _check_smallest(partition, family)
+    _check_smallest(partition, parts.family)
     return partition
 
 
@@ -193,13 +322,13 @@ def _passes(mode: str, local: Local, ranks: Ranks) -> CapturedPasses | None:
     )
 
 
-def _diagnostics(settings: Mapping[str, Any], evaluator: Evaluator, split: Split) -> Any:
+def _diagnostics(parts: Parts, evaluator: Evaluator) -> Any:
     """Diagnostics, bound to images of the test set, to the models and to their pairs."""
-    made = build("diagnostics", settings["diagnostics"])
-    probe = _probe(evaluator.test, evaluator.transform, made.probe, evaluator.seed)
+    split = parts.split
+    probe = _probe(evaluator.test, evaluator.transform, parts.diagnostics.probe, evaluator.seed)
     taps = [split.taps(level) for level in range(len(split.names))]
-    made.bind(Subject(probe, taps, split.names, split.params, split.pairs))
-    return made
+    parts.diagnostics.bind(Subject(probe, taps, split.names, split.params, split.pairs))
+    return parts.diagnostics
 
 
 def _probe(test: Images, transform: Transform, count: int, seed: int) -> Tensor:

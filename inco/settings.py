@@ -38,11 +38,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an annotation says of a setting."""
+    """What an annotation says of a setting; `required`: the constructor has no default."""
 
     type: Any
     rule: Rule | None = None
     meaning: str = ""
+    required: bool = True
 
 
 def read(annotation: str) -> Setting:
@@ -71,7 +72,8 @@ def checked(group: str) -> Callable[[Init], Init]:
 
     def decorate(init: Init) -> Init:
         signature = inspect.signature(init)
-        rules = {name: read(str(p.annotation)).rule for name, p in signature.parameters.items()}
+        annotations = {n: a for n, a in init.__annotations__.items() if isinstance(a, str)}
+        rules = {name: read(annotation).rule for name, annotation in annotations.items()}
 
         @functools.wraps(init)
         def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -80,7 +82,7 @@ def checked(group: str) -> Callable[[Init], Init]:
             problems = [
                 f"{group}.{name}={value}: must be {rule.text}"
                 for name, value in bound.arguments.items()
-                if (rule := rules[name]) and not satisfied(rule, value)
+                if (rule := rules.get(name)) and not satisfied(rule, value)
             ]
             if problems:
                 raise ConfigError(problems)
@@ -101,6 +103,10 @@ def satisfied(rule: Rule, value: Any) -> bool:
 
 def _number(v: Any) -> bool:
     return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+
+
+def _real(v: Any) -> bool:
+    return isinstance(v, int | float) and not isinstance(v, bool)
 
 
 def _list(v: Any) -> bool:
@@ -186,9 +192,45 @@ CHOSEN_PAIRS = Rule(
     lambda v: v != "auto" and PAIRS.holds(v), "official, paper or a list of [target, reference]"
 )
 NULL_OR_BOUND = Rule(
-    lambda v: v is None or (isinstance(v, float) and v >= 0), "null, or at least 0 (inf: no bound)"
+    lambda v: v is None or (_real(v) and v >= 0), "null, or at least 0 (inf: no bound)"
 )
-NULL_OR_CLIP = Rule(
-    lambda v: v is None or (isinstance(v, float) and v > 0), "null, or above 0 (inf: no clip)"
-)
+NULL_OR_CLIP = Rule(lambda v: v is None or (_real(v) and v > 0), "null, or above 0 (inf: no clip)")
 INTEGER_OR_AUTO = Rule(lambda v: v == "auto" or _count(v), "auto or a whole number of at least 1")
+
+
+# Settings that several classes take alike.
+BatchNorm = Annotated[
+    Literal["aggregated", "static", "batch"],
+    "BatchNorm when scored: running statistics that travel; measured anew on training images;"
+    " those of the test batch",
+]
+BatchNormImages = Annotated[
+    int | None,
+    null_or(at_least(2)),
+    "with bn=static, images to measure on, evenly spaced; null: the whole training set",
+]
+BlocksOrPublished = Annotated[
+    list[Any] | None,
+    null_or(LEVELS),
+    "blocks kept by each level, smallest first, a number or one a group; null: the paper's five"
+    " sizes",
+]
+Rates = Annotated[
+    list[float],
+    many(between(0, 1, open_low=True)),
+    "rates, smallest first: a layer of C channels keeps ceil(rate C); of a ViT, heads and MLP"
+    " channels",
+]
+MaskedLoss = Annotated[
+    Literal["zero", "minus_inf", "off"],
+    "logits of classes that a client has no example of; unless off, it leaves their rows alone",
+]
+Scaled = Annotated[bool, "divide activations of narrowed layers by the rate, before each norm"]
+ProjectionHead = Annotated[
+    Literal["none", "mlp"], "mlp: two layers before the classifier, to 256 features (MOON's own)"
+]
+ImageSize = Annotated[
+    int | None,
+    null_or(COUNT),
+    "side in pixels that images are resized to; null: the dataset's usual one",
+]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
 from math import (
     fsum,  # exact, whatever the order; the sum of floats is another one from Python 3.12 on
 )
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inco.algorithms.fedavg import Algorithm
+from inco.callbacks import Callback
 from inco.clients.costs import LevelCost
 from inco.clients.population import Population
 from inco.engine.engine import Engine
@@ -21,9 +21,7 @@ from inco.errors import NumericError
 from inco.evaluation.evaluator import Score
 from inco.seeding import generator
 from inco.spans import span
-from inco.types import Aggregate, ClientTask, ServerStep, SubModel
-
-Metrics = dict[str, float]
+from inco.types import Aggregate, ClientTask, Metrics, ServerState, ServerStep, SubModel
 
 
 class Transform(Protocol):
@@ -66,24 +64,6 @@ class Diagnostics(Protocol):
     ) -> Mapping[str, float]: ...
 
 
-@dataclass
-class ServerState:
-    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
-    methods' own vectors.
-
-    `moving`: it is between two rounds, some of it stepped and some not; what an interruption leaves
-    so is not to be saved.
-    """
-
-    round: int
-    w: Tensor
-    b: Tensor
-    algorithm: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Tensor] = field(default_factory=dict)
-    split: dict[str, Tensor] = field(default_factory=dict)
-    moving: bool = False
-
-
 class Simulator:
     """One run: sample, train, aggregate, transform, step, score.
 
@@ -120,19 +100,24 @@ class Simulator:
         split = {name: v.to(w.device) for name, v in self.population.split.init_server().items()}
         return ServerState(0, w, b, self.algorithm.init_server(w), self.optimizer.init(w), split)
 
-    def run(
-        self, state: ServerState, rounds: int, listener: Callable[[ServerState, Metrics], None]
-    ) -> None:
-        """Take the state from its round to `rounds`; after each, `listener(state, metrics)`."""
+    def run(self, state: ServerState, rounds: int, callbacks: Sequence[Callback] = ()) -> None:
+        """Take the state from its round to `rounds`."""
+        for callback in callbacks:
+            callback.on_start(state)
         while state.round < rounds:
-            began = time.perf_counter()
-            metrics = self._round(state, last=state.round + 1 == rounds)
-            metrics["time/round_s"] = time.perf_counter() - began
-            listener(state, metrics)
+            metrics = self.round(state, last=state.round + 1 == rounds, callbacks=callbacks)
+            for callback in callbacks:
+                callback.on_round(state, metrics)
+        for callback in callbacks:
+            callback.on_end(state)
 
-    def _round(self, state: ServerState, last: bool) -> Metrics:
-        """One round (Algorithm 1 of the paper, with its base algorithm): the state moves only when
-        all of it has succeeded.
+    def round(
+        self, state: ServerState, last: bool = False, callbacks: Sequence[Callback] = ()
+    ) -> Metrics:
+        """Do one round (Algorithm 1 of the paper, with its base algorithm); return its metrics.
+
+        The state moves only when all of it has succeeded. `last`: score whatever `eval_every` is;
+        `callbacks`: hear of clients alone.
         """
         began = time.perf_counter()
         number = state.round + 1
@@ -143,8 +128,10 @@ class Simulator:
         cohort = self.engine.cohort(tasks, submodels)
         self.algorithm.server_start(state.algorithm, cohort)
         watching = self.diagnostics.watch(number)
-        self.engine.observe = self.diagnostics.observe if "clients" in watching else None
-        aggregate = self.engine.map_reduce(cohort, state.w, state.b, state.algorithm)
+        observe = self.diagnostics.observe if "clients" in watching else None
+        aggregate = self.engine.map_reduce(
+            cohort, state.w, state.b, state.algorithm, observe, callbacks
+        )
 
         with span("server"):
             state.moving = True
@@ -189,7 +176,9 @@ class Simulator:
             if "capacities" in watching:
                 self.engine.show(submodels, state.w, state.b, self.diagnostics.observe)
             metrics.update(self.diagnostics.on_round(number, step, self.engine.ranks.gather))
-        return metrics | {"time/train_s": trained, "time/eval_s": scored - began - trained}
+        now = time.perf_counter()
+        times = {"train_s": trained, "eval_s": scored - began - trained, "round_s": now - began}
+        return metrics | {f"time/{name}": seconds for name, seconds in times.items()}
 
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:
         """Loss, traffic and arithmetic of the cohort.

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inco.flat import Slice
-
-Weighting = Literal["examples", "uniform"]
-"""How uploads are averaged: in proportion to a client's examples, or each client alike."""
+from inco.settings import Weighting as Weighting
 
 
 class Output(NamedTuple):
@@ -192,6 +190,15 @@ class Aggregate:
     side: Tensor | None = None
 
 
+class Beside(NamedTuple):
+    """What an algorithm may have to know of the parts beside it, before a run."""
+
+    adaptive: bool  # the local optimizer is none of SGD's kind: Adam
+    momentum: float  # of the local optimizer
+    moving_levels: bool  # clients change their level from round to round
+    weighted_channels: bool  # means over holders weigh channels, not clients alike
+
+
 class ServerStep(NamedTuple):
     """What became of a round's uploads: their averages, the update that the transform was `given`
     [P], and what was `added` [P].
@@ -210,3 +217,25 @@ class ClientRow(NamedTuple):
     examples: int
     loss: float
     steps: int
+
+
+Metrics = dict[str, float]
+"""A round's numbers by name."""
+
+
+@dataclass
+class ServerState:
+    """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
+    methods' own vectors.
+
+    `moving`: it is between two rounds, some of it stepped and some not; what an interruption leaves
+    so is not to be saved.
+    """
+
+    round: int
+    w: Tensor
+    b: Tensor
+    algorithm: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    split: dict[str, Tensor] = field(default_factory=dict)
+    moving: bool = False

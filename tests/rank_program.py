@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from support import settings_of, timeless
 
 from inco.assembly import assemble
+from inco.callbacks import EachRound
 from inco.engine.ranks import Ranks
 from inco.records.checkpoint import Checkpoints
 from inco.run.resume import begin, pack
@@ -34,9 +35,8 @@ def run(ranks: Ranks, settings: dict[str, Any], folder: Path, phase: str) -> dic
     saved = Checkpoints(folder).load_latest() if phase == "rest" and ranks.rank == 0 else None
     state = begin(assembly, ranks, settings, saved)
     rows: list[dict[str, Any]] = []
-    assembly.simulator.run(
-        state, 1 if phase == "part" else ROUNDS, lambda state, metrics: rows.append(metrics)
-    )
+    kept = EachRound(lambda state, metrics: rows.append(metrics))
+    assembly.simulator.run(state, 1 if phase == "part" else ROUNDS, [kept])
     if phase == "part" and ranks.rank == 0:
         Checkpoints(folder).save(pack(assembly, state, settings, 0.0))
     ranks.share(None)  # the next phase may read what this one wrote

@@ -13,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
+from inco.callbacks import EachRound
 from inco.config.naming import plain, register
 
 register()
@@ -90,9 +91,8 @@ def simulate(*overrides: str, rounds: int | None = None) -> tuple[Any, list[dict
     run = assemble(settings, Ranks(0, 1, torch.device("cpu")))
     state = run.simulator.start(settings["seed"])
     rows: list[dict[str, float]] = []
-    run.simulator.run(
-        state, rounds or settings["rounds"], lambda state, metrics: rows.append(metrics)
-    )
+    kept = EachRound(lambda state, metrics: rows.append(metrics))
+    run.simulator.run(state, rounds or settings["rounds"], [kept])
     return state, rows, run
 
 

@@ -19,9 +19,9 @@ from support import ROOT, read_rows, settings_of, simulate, timeless
 from torch import Tensor
 
 from inco.assembly import assemble
-from inco.config.front import check
 from inco.engine.ranks import Ranks
 from inco.errors import ConfigError, DataError
+from inco.run.front import check
 
 PAGE = (ROOT / "docs" / "add_your_own.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S)
@@ -146,7 +146,7 @@ def test_the_table_of_hooks_is_complete_and_in_order() -> None:
         setattr(
             algorithm, name, lambda *a, _real=real, _name=name: (called.append(_name), _real(*a))[1]
         )
-    assembly.simulator.run(assembly.simulator.start(0), 1, lambda state, metrics: None)
+    assembly.simulator.run(assembly.simulator.start(0), 1, ())
     assert list(dict.fromkeys(called)) == told
 
 
@@ -250,7 +250,7 @@ def test_fedcm_mixes_in_the_last_step(lab: Path) -> None:
     first = state.w - assembly.simulator.start(0).w
     assembly.simulator.algorithm.alpha = 1e-9
     before = state.w.clone()
-    assembly.simulator.run(state, 2, lambda state, metrics: None)
+    assembly.simulator.run(state, 2, ())
     steps = assembly.simulator.engine.trainer.steps(12)  # 60 examples among 5 clients
     assert steps == 2 and torch.allclose(state.algorithm["count"], torch.full_like(before, 2.0))
     assert torch.allclose(state.w - before, first, atol=1e-6) and first.abs().max() > 1e-4

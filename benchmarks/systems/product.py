@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.events import Mover, Reporter
+from inco.callbacks import EachRound
 from inco.run.launch import Session
 from inco.run.resume import placed
 from inco.run.summary import peak_memory
@@ -18,7 +19,7 @@ from inco.run.summary import peak_memory
 if TYPE_CHECKING:
     from inco.assembly import Assembly
     from inco.engine.ranks import Ranks
-    from inco.simulator import Metrics, ServerState
+    from inco.types import Metrics, ServerState
 
 
 class Sitting(Session):
@@ -53,7 +54,7 @@ class Sitting(Session):
             )
 
         self.reporter.ready()
-        run.simulator.run(state, self.settings["rounds"], listen)
+        run.simulator.run(state, self.settings["rounds"], [EachRound(listen)])
 
     def _finish(self, run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
         return {"peak_rss_bytes": peak_memory(ranks)}  # the other ranks take part in it

@@ -6,32 +6,31 @@ McMahan et al., Communication-Efficient Learning of Deep Networks from Decentral
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 from torch import Tensor
 
-from inco.errors import ConfigError
-from inco.types import Aggregate, LocalRun, Output, Plan, Weighting
-
-
-def one_of(setting: str, value: str, options: tuple[str, ...]) -> None:
-    """Raise ConfigError where a setting is none of its options."""
-    if value not in options:
-        raise ConfigError(
-            f"algorithm.{setting}={value}: no such choice; use {' or '.join(options)}"
-        )
+from inco.settings import Weighting, checked
+from inco.types import Aggregate, Beside, LocalRun, Output, Plan
 
 
 class Algorithm:
     """FedAvg: clients minimise their own loss, the server adds the mean of their deltas.
 
-    `weighting`: "examples" weighs a client by its number of examples n_i (the paper), "uniform" all
-    clients alike (the published InCo code). The mean is taken per coordinate over the clients that
-    hold it.
+    The mean is taken per coordinate over the clients that hold it. The paper weighs a client by its
+    number of examples, the published InCo code all clients alike.
     """
 
-    def __init__(self, weighting: Weighting = "examples") -> None:
-        one_of("weighting", weighting, ("examples", "uniform"))
+    @checked("algorithm")
+    def __init__(
+        self,
+        weighting: Annotated[
+            Weighting,
+            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
+            " clients alike",
+        ] = "examples",
+    ) -> None:
         self.weighting: Weighting = weighting
 
     @property
@@ -58,6 +57,10 @@ class Algorithm:
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         """Return the server's own vectors at the start, [P] each; `w` is the global model."""
         return {}
+
+    def conflicts(self, beside: Beside) -> Iterator[str]:
+        """Yield what this method cannot work with: setting, value, rule and what to use instead."""
+        return iter(())
 
     def init_client(self, run: LocalRun) -> dict[str, Tensor]:
         """Return a client's own vectors at its first participation."""

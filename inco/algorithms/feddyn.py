@@ -5,33 +5,42 @@ Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, Algo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
-from inco.errors import ConfigError
-from inco.types import Aggregate, LocalRun
+from inco.settings import above, checked
+from inco.types import Aggregate, Beside, LocalRun
 
 
 class FedDyn(Algorithm):
     """Clients minimise their loss - <h_i, w> + alpha/2 ||w - w0||^2, so that what they agree on is
     an optimum of the mean loss.
 
-    `alpha`: weight of the regulariser. A client keeps h_i, its gradient where it last ended; the
-    server keeps h, at each coordinate the mean of h_i over the clients of the population that hold
-    it. All clients count alike, as in the paper.
+    A client keeps h_i, its gradient where it last ended; the server keeps h, at each coordinate the
+    mean of h_i over the clients of the population that hold it. All clients count alike, as in the
+    paper.
     """
 
     stateful = True
 
-    def __init__(self, alpha: float = 0.1) -> None:
-        if not alpha > 0:
-            raise ConfigError(
-                f"algorithm.alpha={alpha}: FedDyn divides by alpha; use one above 0 (its paper:"
-                " 0.001 to 0.1)"
-            )
+    @checked("algorithm")
+    def __init__(
+        self,
+        alpha: Annotated[float, above(0), "alpha, the weight of the dynamic regulariser"] = 0.1,
+    ) -> None:
         super().__init__("uniform")
         self.alpha = alpha
+
+    def conflicts(self, beside: Beside) -> Iterator[str]:
+        if beside.weighted_channels:
+            yield (
+                "split.weighting=width with algorithm=feddyn: its server vectors are sums over"
+                " clients alike; use split.weighting=clients"
+            )
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         return {"h": torch.zeros_like(w)}

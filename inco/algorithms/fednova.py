@@ -6,14 +6,16 @@ NeurIPS 2020.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import fsum
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from inco.algorithms.fedavg import Algorithm, one_of
-from inco.types import LocalRun, Plan, Weighting
+from inco.algorithms.fedavg import Algorithm
+from inco.settings import Weighting, checked
+from inco.types import Beside, LocalRun, Plan
 
 
 class FedNova(Algorithm):
@@ -22,24 +24,40 @@ class FedNova(Algorithm):
 
     a_i weighs a client's local steps: with momentum rho a gradient acts on in later steps, so tau
     steps count a_i = [tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho), which is tau for rho = 0.
-    `tau`: the mean of a_i that gives tau_eff. "holders": at each coordinate over its holders of
-    this round; "cohort": one number, over the whole cohort. `weighting`: of that mean and of the
-    deltas'. `allow_adam`: accept Adam, for which the paper defines no a_i; it is tau_i then.
-    Buffers are averaged as in FedAvg.
+    tau_eff is a mean of the a_i. Buffers are averaged as in FedAvg.
     """
 
     planned = ("tau_eff",)
 
+    @checked("algorithm")
     def __init__(
         self,
-        tau: Literal["holders", "cohort"] = "holders",
-        allow_adam: bool = False,
-        weighting: Weighting = "examples",
+        tau: Annotated[
+            Literal["holders", "cohort"],
+            "tau_eff, the mean of a_i. holders: at each coordinate over its holders of the round;"
+            " cohort: one number over all clients of the round",
+        ] = "holders",
+        allow_adam: Annotated[
+            bool,
+            "accept Adam, for which a_i is undefined, with a_i = the number of local steps",
+        ] = False,
+        weighting: Annotated[
+            Weighting,
+            "of deltas and of tau_eff. examples: in proportion to a client's examples; uniform: all"
+            " clients alike",
+        ] = "examples",
     ) -> None:
-        one_of("tau", tau, ("holders", "cohort"))
         super().__init__(weighting)
         self.tau = tau
         self.allow_adam = allow_adam
+
+    def conflicts(self, beside: Beside) -> Iterator[str]:
+        if beside.adaptive and not self.allow_adam:
+            yield (
+                "algorithm=fednova with local=adam: the normaliser a_i is defined for SGD; use"
+                " local=sgd, or algorithm.allow_adam=true to count local steps instead (as the"
+                " InCo paper)"
+            )
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         return {"tau_eff": torch.zeros_like(w)}

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from inco.algorithms.fedavg import Algorithm
-from inco.errors import ConfigError
-from inco.types import LocalRun, Weighting
+from inco.settings import Weighting, at_least, checked
+from inco.types import LocalRun
 
 
 class FedProx(Algorithm):
     """FedAvg whose clients are held near what they received: each adds mu/2 ||w - w0||^2 to its
     loss.
 
-    `mu`: weight of that term; 0 is FedAvg, to the bit. The term covers parameters, not buffers, and
-    only those that the client holds. It is part of the loss, so its gradient mu (w - w0) passes
-    through the optimizer (Adam, as in the InCo paper, scales it as well). The reported training
-    loss leaves it out, so that losses of different algorithms can be compared.
+    mu = 0 is FedAvg, to the bit. The term covers parameters, not buffers, and only those that the
+    client holds. It is part of the loss, so its gradient mu (w - w0) passes through the optimizer
+    (Adam, as in the InCo paper, scales it as well). The reported training loss leaves it out, so
+    that losses of different algorithms can be compared.
     """
 
-    def __init__(self, mu: float = 0.1, weighting: Weighting = "examples") -> None:
-        if not mu >= 0:
-            raise ConfigError(
-                f"algorithm.mu={mu}: FedProx needs mu of at least 0; use 0.001 to 1, or 0 for"
-                " FedAvg"
-            )
+    @checked("algorithm")
+    def __init__(
+        self,
+        mu: Annotated[
+            float,
+            at_least(0),
+            "mu, the weight of mu/2 ||w - w0||^2 in a client's loss; 0 is FedAvg",
+        ] = 0.1,
+        weighting: Annotated[
+            Weighting,
+            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
+            " clients alike",
+        ] = "examples",
+    ) -> None:
         super().__init__(weighting)
         self.mu = mu
 

@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
-from inco.errors import ConfigError
-from inco.types import LocalRun, Output, Weighting
+from inco.settings import Weighting, above, at_least, checked
+from inco.types import Beside, LocalRun, Output
 
 
 class Moon(Algorithm):
     """A contrastive term draws a client's features to those of the model it received and away from
     those of its previous model.
 
-    `mu`: weight of the term -log(e^{s/T} / (e^{s/T} + e^{q/T})), where s and q are the cosines
-    between an image's features and those of the received and of the previous model; 0 is FedAvg, to
-    the bit. `temperature`: T. The received model is the client's own sub-model as it came, the
-    previous one is what its last participation ended with. Both stay as they are, in evaluation
-    mode. There is no term at the first participation, nor where the client's level has changed
-    since the last, which must be accepted by `allow_moving`. With a rolling window the previous
-    model is that of the window of then.
+    The term is -log(e^{s/T} / (e^{s/T} + e^{q/T})) times mu, where s and q are the cosines between
+    an image's features and those of the received and of the previous model; mu = 0 is FedAvg, to
+    the bit. The received model is the client's own sub-model as it came, the previous one is what
+    its last participation ended with. Both stay as they are, in evaluation mode. There is no term
+    at the first participation, nor where the client's level has changed since the last, which must
+    be accepted by `allow_moving`. With a rolling window the previous model is that of the window of
+    then.
     """
 
     kept_whole = ("previous", "buffers_previous")
 
+    @checked("algorithm")
     def __init__(
         self,
-        mu: float = 1.0,
-        temperature: float = 0.5,
-        allow_moving: bool = False,
-        weighting: Weighting = "examples",
+        mu: Annotated[
+            float, at_least(0), "mu, the weight of the contrastive term; 0 is FedAvg"
+        ] = 1.0,
+        temperature: Annotated[float, above(0), "T, which divides the cosines"] = 0.5,
+        allow_moving: Annotated[
+            bool,
+            "accept capacity=resampled, where the term is left out whenever a client's level has"
+            " changed",
+        ] = False,
+        weighting: Annotated[
+            Weighting,
+            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
+            " clients alike",
+        ] = "examples",
     ) -> None:
-        if not mu >= 0:
-            raise ConfigError(
-                f"algorithm.mu={mu}: MOON needs mu of at least 0; use 0.1 to 10, or 0 for FedAvg"
-            )
-        if not temperature > 0:
-            raise ConfigError(
-                f"algorithm.temperature={temperature}: MOON divides by the temperature; use one"
-                " above 0 (its paper: 0.5)"
-            )
         super().__init__(weighting)
         self.mu = mu
         self.temperature = temperature
         self.allow_moving = allow_moving
         self.stateful = mu > 0
+
+    def conflicts(self, beside: Beside) -> Iterator[str]:
+        if self.mu and beside.moving_levels and not self.allow_moving:
+            yield (
+                "algorithm=moon with capacity=resampled: a client's previous model has another"
+                " shape whenever its level has changed; use capacity=five_levels, or"
+                " algorithm.allow_moving=true to leave the term out in those rounds"
+            )
 
     def local_start(self, run: LocalRun) -> None:
         if self.mu and "level" in run.state and int(run.state["level"]) == run.task.level:

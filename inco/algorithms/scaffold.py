@@ -6,25 +6,26 @@ Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
 
-from inco.algorithms.fedavg import Algorithm, one_of
-from inco.types import Aggregate, LocalRun, Weighting
+from inco.algorithms.fedavg import Algorithm
+from inco.settings import Weighting, checked
+from inco.types import Aggregate, Beside, LocalRun
 
 
 class Scaffold(Algorithm):
     """Control variates, estimates of each client's gradient (c_i) and of their mean (c), correct
     every local step by c - c_i.
 
-    `option`: how a client renews c_i after K steps from x to y. "II": c_i - c + (x - y) / (K lr),
-    for nothing, but an estimate of a gradient only where a step is lr times one (plain SGD); "I":
-    the gradient of its loss at x, by one more pass over its examples. `correction`: "grad" adds c -
-    c_i to the gradient before the optimizer sees it; "post_step" takes lr (c - c_i) off the
-    parameters after its step, as NIID-Bench does; with plain SGD they are the same. `allow_adam`:
-    accept option II with Adam or momentum, where c_i is (x - y) / (K lr) all the same: the mean
-    step in units of lr, not a gradient. The InCo paper ran it so. `weighting`: of the deltas;
-    control variates are averaged uniformly, as in the paper.
+    A client renews c_i after K steps from x to y. Option II: c_i - c + (x - y) / (K lr), which is
+    an estimate of a gradient only where a step is lr times one (plain SGD); with Adam or momentum
+    it is the mean step in units of lr, and the InCo paper ran it so. Option I: the gradient of its
+    loss at x. Correction in the gradient and after the step (by lr (c - c_i), as NIID-Bench does)
+    are the same with plain SGD. Control variates are averaged uniformly, as in the paper.
 
     On a client's coordinates c_i is zero at first, and c always is the mean of c_i over the N_p
     clients of the population that hold p.
@@ -33,15 +34,27 @@ class Scaffold(Algorithm):
     downloads = ("c",)
     stateful = True
 
+    @checked("algorithm")
     def __init__(
         self,
-        option: str = "II",
-        correction: str = "grad",
-        allow_adam: bool = False,
-        weighting: Weighting = "examples",
+        option: Annotated[
+            Literal["II", "I"],
+            "how c_i is renewed. II: from the distance trained, for nothing, with plain SGD; I:"
+            " from one more pass over the client's examples",
+        ] = "II",
+        correction: Annotated[
+            Literal["grad", "post_step"],
+            "grad: c - c_i joins the gradient; post_step: it is applied after the optimizer's step",
+        ] = "grad",
+        allow_adam: Annotated[
+            bool, "accept option II with Adam or momentum, where it is an approximation"
+        ] = False,
+        weighting: Annotated[
+            Weighting,
+            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
+            " clients alike",
+        ] = "examples",
     ) -> None:
-        one_of("option", option, ("II", "I"))
-        one_of("correction", correction, ("grad", "post_step"))
         super().__init__(weighting)
         self.option = option
         self.correction = correction
@@ -50,6 +63,21 @@ class Scaffold(Algorithm):
     @property
     def uploads(self) -> dict[str, Weighting]:
         return {"delta": self.weighting, "dc": "uniform"}
+
+    def conflicts(self, beside: Beside) -> Iterator[str]:
+        if self.option == "II" and not self.allow_adam and (beside.adaptive or beside.momentum):
+            what = "local=adam" if beside.adaptive else f"local.momentum={beside.momentum}"
+            yield (
+                f"algorithm=scaffold with {what}: option II reads a gradient off the distance"
+                " trained, as plain SGD allows; use local=sgd local.momentum=0, or"
+                " algorithm.option=I, or algorithm.allow_adam=true to take the mean step (as the"
+                " InCo paper)"
+            )
+        if beside.weighted_channels:
+            yield (
+                "split.weighting=width with algorithm=scaffold: its server vectors are sums over"
+                " clients alike; use split.weighting=clients"
+            )
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
         return {"c": torch.zeros_like(w)}

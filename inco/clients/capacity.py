@@ -6,13 +6,15 @@ Every assignment is a pure function of (seed, round, client): no table grows wit
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from math import fsum
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 from inco.errors import ConfigError
 from inco.seeding import numpy_rng
+from inco.settings import at_least, checked, many, null_or
 
 
 class Capacity(Protocol):
@@ -61,18 +63,25 @@ class FiveLevels:
 
 
 class Resampled:
-    """Each client of each round draws its level anew.
-
-    `shares`: probability of each level; null means all alike.
-    """
+    """Each client of each round draws its level anew."""
 
     moving = True
 
+    @checked("capacity")
     def __init__(
-        self, shares: list[float] | None = None, *, num_clients: int, num_levels: int, seed: int
+        self,
+        shares: Annotated[
+            list[float] | None,
+            null_or(many(at_least(0))),
+            "probability of each level, smallest first, summing to 1; null: all alike",
+        ] = None,
+        *,
+        num_clients: int,
+        num_levels: int,
+        seed: int,
     ) -> None:
         shares = list(shares) if shares else [1 / num_levels] * num_levels
-        if len(shares) != num_levels or min(shares) < 0 or abs(fsum(shares) - 1) > 1e-6:
+        if len(shares) != num_levels or abs(fsum(shares) - 1) > 1e-6:
             raise ConfigError(
                 f"capacity.shares={shares}: give {num_levels} probabilities, one a level, that sum"
                 " to 1"
@@ -92,15 +101,23 @@ class Resampled:
 
 
 class Fixed:
-    """All clients hold one level: `which` is "small" (the smallest) or "large" (the whole global
-    model).
-    """
+    """All clients hold one level."""
 
     moving = False
 
-    def __init__(self, which: str, *, num_clients: int, num_levels: int, seed: int) -> None:
-        if which not in ("small", "large"):
-            raise ConfigError(f"capacity.which={which}: must be small or large")
+    @checked("capacity")
+    def __init__(
+        self,
+        which: Annotated[
+            Literal["small", "large"],
+            "the level of every client. small: the smallest; large: the largest, the whole global"
+            " model in the published splits",
+        ],
+        *,
+        num_clients: int,
+        num_levels: int,
+        seed: int,
+    ) -> None:
         self._level = 0 if which == "small" else num_levels - 1
         self.levels = (self._level,)
         self._num_clients = num_clients
@@ -113,11 +130,21 @@ class Fixed:
 
 
 class Table:
-    """Levels from a JSON file: a list with one level (0 is the smallest) a client."""
+    """Levels from a JSON file. Raises ConfigError where it does not fit the clients and levels."""
 
     moving = False
 
-    def __init__(self, path: str, *, num_clients: int, num_levels: int, seed: int) -> None:
+    @checked("capacity")
+    def __init__(
+        self,
+        path: Annotated[str, "a JSON list with one level (0 is the smallest) a client"],
+        *,
+        num_clients: int,
+        num_levels: int,
+        seed: int,
+    ) -> None:
+        if not os.path.isfile(path):
+            raise ConfigError(f"capacity.path={path}: no such file")
         try:
             levels = json.loads(Path(path).read_text())
         except (OSError, ValueError, RecursionError) as error:

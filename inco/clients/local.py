@@ -5,13 +5,14 @@ client.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
+
+from inco.settings import COUNT, above, at_least, between, checked, many, null_or
 
 
 class Optimizer(Protocol):
@@ -25,13 +26,7 @@ class Optimizer(Protocol):
 
 
 class Local(ABC):
-    """How a client trains: epochs, batches, precision, and the optimizer on its one flat vector.
-
-    `epochs`: passes over the client's examples; `batch_size`: examples a step; `lr`: learning rate;
-    `drop_last`: leave out a short last batch (the published InCo code does), except where it is the
-    only one; `precision`: "fp32", or "bf16" for forward and backward passes, in scoring too;
-    `max_grad_norm`: longer gradients of a batch are scaled down to it (None: no clipping).
-    """
+    """How a client trains: epochs, batches, precision, and the optimizer on its one flat vector."""
 
     def __init__(
         self,
@@ -49,6 +44,9 @@ class Local(ABC):
         self.precision = precision
         self.max_grad_norm = max_grad_norm
         self.momentum = 0.0
+
+    adaptive = False
+    """Whether a step is more than a gradient times the learning rate, with momentum."""
 
     @abstractmethod
     def optimizer(self, w: nn.Parameter) -> Optimizer:
@@ -81,21 +79,32 @@ class Local(ABC):
 
 
 class Adam(Local):
-    """Adam (Kingma and Ba, ICLR 2015), the paper's local optimizer for ResNets.
+    """Adam (Kingma and Ba, ICLR 2015), the paper's local optimizer for ResNets."""
 
-    `betas`: decay of the two moments; `weight_decay`: L2.
-    """
+    adaptive = True
 
+    @checked("local")
     def __init__(
         self,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        betas: Sequence[float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        drop_last: bool = False,
-        precision: str = "fp32",
-        max_grad_norm: float | None = None,
+        epochs: Annotated[int, COUNT, "passes over a client's examples a round"],
+        batch_size: Annotated[int, COUNT, "examples a step"],
+        lr: Annotated[float, above(0), "learning rate"],
+        betas: Annotated[
+            list[float], many(between(0, 1, open_high=True), 2), "decay of the two moments"
+        ] = [0.9, 0.999],  # noqa: B006  # only read
+        weight_decay: Annotated[float, at_least(0), "L2 penalty"] = 0.0,
+        drop_last: Annotated[
+            bool, "leave out a short last batch, except where it is the only one"
+        ] = False,
+        precision: Annotated[
+            Literal["fp32", "bf16"],
+            "of arithmetic; bf16: for forward and backward passes, in scoring too",
+        ] = "fp32",
+        max_grad_norm: Annotated[
+            float | None,
+            null_or(above(0)),
+            "longer gradients of a batch are scaled down to this norm; null: no clipping",
+        ] = None,
     ) -> None:
         super().__init__(epochs, batch_size, lr, drop_last, precision, max_grad_norm)
         self.betas = (betas[0], betas[1])
@@ -106,18 +115,28 @@ class Adam(Local):
 
 
 class SGD(Local):
-    """Stochastic gradient descent. `momentum`: heavy-ball factor; `weight_decay`: L2."""
+    """Stochastic gradient descent."""
 
+    @checked("local")
     def __init__(
         self,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        drop_last: bool = False,
-        precision: str = "fp32",
-        max_grad_norm: float | None = None,
+        epochs: Annotated[int, COUNT, "passes over a client's examples a round"],
+        batch_size: Annotated[int, COUNT, "examples a step"],
+        lr: Annotated[float, above(0), "learning rate"],
+        momentum: Annotated[float, between(0, 1, open_high=True), "heavy-ball factor"] = 0.0,
+        weight_decay: Annotated[float, at_least(0), "L2 penalty"] = 0.0,
+        drop_last: Annotated[
+            bool, "leave out a short last batch, except where it is the only one"
+        ] = False,
+        precision: Annotated[
+            Literal["fp32", "bf16"],
+            "of arithmetic; bf16: for forward and backward passes, in scoring too",
+        ] = "fp32",
+        max_grad_norm: Annotated[
+            float | None,
+            null_or(above(0)),
+            "longer gradients of a batch are scaled down to this norm; null: no clipping",
+        ] = None,
     ) -> None:
         super().__init__(epochs, batch_size, lr, drop_last, precision, max_grad_norm)
         self.momentum = momentum

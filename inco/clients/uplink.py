@@ -6,16 +6,15 @@ pass as they are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from inco.errors import ConfigError
 from inco.flat import Layout
 from inco.server.noise import add_noise
+from inco.settings import above, at_least, checked
 
 
 class Uplink(Protocol):
@@ -36,7 +35,15 @@ class Uplink(Protocol):
 class Clean:
     """Uploads arrive as they were sent."""
 
-    def __init__(self, nonfinite: str = "stop") -> None:
+    @checked("uplink")
+    def __init__(
+        self,
+        nonfinite: Annotated[
+            Literal["stop", "skip"],
+            "what becomes of an upload that is not finite. stop: the run ends, nothing is applied;"
+            " skip: it is left out and counted",
+        ] = "stop",
+    ) -> None:
         self.nonfinite = nonfinite
 
     def __call__(
@@ -46,19 +53,27 @@ class Clean:
 
 
 class Noise:
-    """Add Gaussian noise to each tensor of each upload, of `scale` (at least 0) times that tensor's
-    own standard deviation.
+    """Add Gaussian noise to each tensor of each upload, in proportion to that tensor's own standard
+    deviation.
 
     A constant tensor has none and stays. Draws are made upload by upload, each in the order of its
-    layout. Raises ConfigError. Chan et al., ICLR 2024, Internal Cross-layer Gradients, Figure 7.
+    layout. Chan et al., ICLR 2024, Internal Cross-layer Gradients, Figure 7.
     """
 
-    def __init__(self, scale: float = 1.0, nonfinite: str = "stop") -> None:
-        if not _number(scale) or scale < 0:
-            raise ConfigError(
-                f"uplink.scale={scale}: must be a number of at least 0; the paper uses 1 to 5, and"
-                " uplink=clean adds none"
-            )
+    @checked("uplink")
+    def __init__(
+        self,
+        scale: Annotated[
+            float,
+            at_least(0),
+            "standard deviation of the noise, in standard deviations of the tensor itself",
+        ] = 1.0,
+        nonfinite: Annotated[
+            Literal["stop", "skip"],
+            "what becomes of an upload that is not finite. stop: the run ends, nothing is applied;"
+            " skip: it is left out and counted",
+        ] = "stop",
+    ) -> None:
         self.scale = scale
         self.nonfinite = nonfinite
 
@@ -84,19 +99,25 @@ class Noise:
 
 
 class Clip:
-    """Scale each upload down to the Euclidean norm `max_norm` (above 0) where it is longer: flat
-    clipping, the vector as one.
+    """Scale each upload down to a Euclidean norm where it is longer: flat clipping, the vector as
+    one.
 
-    Every upload is clipped by itself. Raises ConfigError.
+    Every upload is clipped by itself.
     McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018.
     """
 
-    def __init__(self, max_norm: float = 1.0, nonfinite: str = "stop") -> None:
-        if not _number(max_norm) or max_norm <= 0:
-            raise ConfigError(
-                f"uplink.max_norm={max_norm}: must be a number above 0; uplink=clean leaves uploads"
-                " as they are"
-            )
+    @checked("uplink")
+    def __init__(
+        self,
+        max_norm: Annotated[
+            float, above(0), "largest Euclidean norm of a whole upload; longer ones are scaled down"
+        ] = 1.0,
+        nonfinite: Annotated[
+            Literal["stop", "skip"],
+            "what becomes of an upload that is not finite. stop: the run ends, nothing is applied;"
+            " skip: it is left out and counted",
+        ] = "stop",
+    ) -> None:
         self.max_norm = max_norm
         self.nonfinite = nonfinite
 
@@ -114,7 +135,3 @@ class Clip:
 
 def _whole(vector: Tensor, layout: Layout) -> bool:
     return vector.numel() == layout.numel and vector.numel() > 1
-
-
-def _number(value: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -51,5 +51,5 @@ def difference(settings: Mapping[str, Any], choices: Mapping[str, str], conf: Pa
     return options + [
         change
         for change in values
-        if change[0].split(".")[0] not in ("experiment", "debug", "options")
+        if change[0].split(".")[0] not in ("recipe", "experiment", "debug", "options")
     ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from inco.config.help import settings_help
 from inco.config.targets import ALLOWED
 from inco.config.validate import GROUPS, typed
 
@@ -24,6 +24,7 @@ FREE = (
     "scale",
     "engine",
     "tracker",
+    "recipe",
     "experiment",
     "debug",
 )
@@ -86,13 +87,6 @@ def _run_name(*, _root_: DictConfig) -> str:
     return "-".join([*words, f"s{settings['seed']}", digest(settings)])
 
 
-def in_paper() -> bool:
-    """Tell whether an experiment of the paper is chosen: an overlay named for one of its tables or
-    figures.
-    """
-    return re.match(r"(table|figure)\d", str(_choices().get("experiment") or "")) is not None
-
-
 def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
     chosen = mini if _root_.scale == "mini" else paper
     # a plain list cannot be resolved in place
@@ -113,12 +107,8 @@ def _published_partition(alpha: Any, *, _root_: DictConfig) -> str:
 
 
 def register() -> None:
-    """Make known `${run_name:}`, `${in_paper:THERE,ELSEWHERE}`, `${at_scale:PAPER,MINI}` and
-    `${published_partition:ALPHA}`.
-    """
+    """Make known what conf/ interpolates: `${run_name:}`, `${at_scale:PAPER,MINI}` and others."""
+    OmegaConf.register_new_resolver("settings_help", settings_help, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver(
-        "in_paper", lambda there=True, else_=False: there if in_paper() else else_, replace=True
-    )
     OmegaConf.register_new_resolver("at_scale", _at_scale, replace=True)
     OmegaConf.register_new_resolver("published_partition", _published_partition, replace=True)

@@ -7,6 +7,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -38,7 +39,10 @@ def _of_class(source: Path, name: str) -> Settings | None:
             return _of_arguments(node.args)
     if any("dataclass" in ast.unparse(d) for d in found.decorator_list):
         fields = [n for n in found.body if isinstance(n, ast.AnnAssign)]
-        return {ast.unparse(n.target): read(ast.unparse(n.annotation)) for n in fields}
+        return {
+            ast.unparse(n.target): replace(read(ast.unparse(n.annotation)), required=not n.value)
+            for n in fields
+        }
     return _of_base(source, tree, found)
 
 
@@ -46,8 +50,13 @@ def _of_arguments(arguments: ast.arguments) -> Settings | None:
     if arguments.kwarg or arguments.vararg:
         return None  # any name will do, as far as can be read
     positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
-    annotations = {a.arg: ast.unparse(a.annotation) if a.annotation else "Any" for a in positional}
-    return {name: read(annotation) for name, annotation in annotations.items()}
+    optional = positional[len(positional) - len(arguments.defaults) :]
+    return {
+        a.arg: replace(
+            read(ast.unparse(a.annotation) if a.annotation else "Any"), required=a not in optional
+        )
+        for a in positional
+    }
 
 
 def _of_base(source: Path, tree: ast.Module, found: ast.ClassDef) -> Settings | None:
@@ -55,19 +64,22 @@ def _of_base(source: Path, tree: ast.Module, found: ast.ClassDef) -> Settings | 
     if not found.bases:
         return {}
     for base in map(ast.unparse, found.bases):
-        place = _source(_imported_from(tree, base)) if _imported_from(tree, base) else source
-        settings = _of_class(place, base) if place else None
+        module, name = _origin(tree, base)
+        place = _source(module) if module else source
+        settings = _of_class(place, name) if place else None
         if settings is not None:
             return settings
     return None
 
 
-def _imported_from(tree: ast.Module, name: str) -> str:
-    """Return the module that a name is imported from, or nothing."""
+def _origin(tree: ast.Module, name: str) -> tuple[str, str]:
+    """Return the module that a name is imported from, and its name there; "" for this module."""
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
-            return node.module or ""
-    return ""
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    return node.module or "", alias.name
+    return "", name
 
 
 def _source(module: str) -> Path | None:

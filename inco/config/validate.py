@@ -5,17 +5,16 @@ keys, impossible combinations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from inco.config.cross import CROSS_RULES
-from inco.config.registry import SCHEMAS
-from inco.config.schema import Root
+from inco.config.root import Engine
+from inco.config.signatures import settings_of, structured
 from inco.config.targets import target_problem
+from inco.settings import Rule, satisfied
 
 GROUPS = (
     "dataset",
@@ -32,7 +31,8 @@ GROUPS = (
     "tracker",
     "engine",
 )
-OVERLAYS = ("experiment", "debug")
+OVERLAYS = ("recipe", "experiment", "debug")
+ROOT = "inco.config.root.Root"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -45,20 +45,21 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings as their schemas read them: `no` is false, `1` is 1.0 where a number is
     meant. Wrong values stay as they are.
     """
-    out = _typed(Root, settings)
+    out = _typed(ROOT, settings)
     for group in GROUPS:
         node = settings.get(group)
-        schema = SCHEMAS.get(str(node.get("_target_"))) if isinstance(node, Mapping) else None
-        if schema:
-            out[group] = _typed(schema, node or {})
+        if isinstance(node, Mapping) and target_problem(group, node.get("_target_")) is None:
+            out[group] = _typed(node["_target_"], node)
     return out
 
 
-def _typed(schema: type, node: Mapping[str, Any]) -> dict[str, Any]:
-    reader = OmegaConf.structured(schema)
-    known = {f.name for f in fields(schema)}
+def _typed(target: str, node: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(node)
-    for key in known & set(out):
+    schema = structured(target)
+    if schema is None:
+        return out
+    reader = OmegaConf.structured(schema)
+    for key in (settings_of(target) or {}).keys() & set(out):
         try:
             reader[key] = out[key]
             if not OmegaConf.is_missing(reader, key):
@@ -69,70 +70,65 @@ def _typed(schema: type, node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(settings: Mapping[str, Any]) -> list[str]:
-    """Return every problem of a configuration (plain Python), in the order of the groups.
+    """Return the problems of each group by itself, in their order; no class is imported for it.
 
-    Empty: it can be built.
+    What is wrong between groups, the classes themselves say: `inco.assembly.problems`.
     """
     top = {
         key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS, "options")
     }
-    problems = _check("", Root, top)
+    problems = _check("", ROOT, top)
     # the groups without a problem of their own: rules across groups read checked values
-    sound = {"": not problems}
     for group in GROUPS:
         found = _check_group(group, settings.get(group))
-        node = settings.get(group)
-        # of a user's own class nothing is known
-        ours = isinstance(node, Mapping) and str(node.get("_target_")) in SCHEMAS
-        problems, sound[group] = problems + found, ours and not found
-    for groups, rule in CROSS_RULES:
-        if all(sound[group] for group in groups):
-            problems += rule(settings)
+        if group == "engine" and not found:
+            found += Engine(**_settings_alone(settings[group])).conflicts()
+        problems += found
     return problems
+
+
+def _settings_alone(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "_target_"}
 
 
 def _check_group(group: str, node: Any) -> list[str]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         return [f"{group}={node!r}: choose an option of conf/{group}/"]
     refused = target_problem(group, node["_target_"])
-    schema = SCHEMAS.get(str(node["_target_"]))
-    return [refused] if refused else _check(group, schema, node) if schema else []
+    return [refused] if refused else _check(group, node["_target_"], node)
 
 
-def _check(group: str, schema: type, node: Mapping[str, Any]) -> list[str]:
-    typed = OmegaConf.structured(schema)
-    rules = {f.name: f.metadata.get("rule") for f in fields(schema)}
+def _check(group: str, target: str, node: Mapping[str, Any]) -> list[str]:
+    settings = settings_of(target)
+    if settings is None:
+        return []  # its source is not to be found: its constructor will tell
+    prefix = f"{group}." if group else ""
+    reader = OmegaConf.structured(structured(target))
     problems = []
     for key, value in node.items():
+        place = f"{prefix}{key}"
         if key == "_target_":
             continue
-        place = f"{group}.{key}" if group else str(key)
-        if key not in rules:
-            known = [
-                f"{group}.{name}" if group else name
-                for name in (*rules, *(() if group else (*GROUPS, *OVERLAYS)))
-            ]
+        if key not in settings:
+            others = () if group else (*GROUPS, *OVERLAYS)
+            known = [*(f"{prefix}{name}" for name in settings), *others]
             problems.append(f"{place}: no such setting{did_you_mean(place, known)}")
         elif value == "???":
             problems.append(f"{place}: it has no default; give it a value")
         else:
-            problems += _check_value(place, typed, key, value, rules[key])
-    problems += [
-        f"{group}.{key}: missing" if group else f"{key}: missing"
-        for key in rules
-        if key not in node and key != "name"
-    ]
-    return problems
+            problems += _check_value(place, reader, key, value, settings[key].rule)
+    missing = [k for k, s in settings.items() if s.required and k not in node and k != "name"]
+    return problems + [f"{prefix}{key}: missing" for key in missing]
 
 
-def _check_value(place: str, typed: Any, key: str, value: Any, rule: Any) -> list[str]:
+def _check_value(place: str, reader: Any, key: str, value: Any, rule: Rule | None) -> list[str]:
     try:
-        typed[key] = value
+        reader[key] = value
     except OmegaConfBaseException as error:
         expected = f"; use {rule.text}" if rule else ""
         return [f"{place}={_shown(value)}: {str(error).splitlines()[0]}{expected}"]
-    converted = OmegaConf.to_container(typed)[key]  # type: ignore[index, call-overload]
-    if rule and not rule.holds(converted):
+    converted = OmegaConf.to_container(reader)[key]  # type: ignore[index, call-overload]
+    if rule and not satisfied(rule, converted):
         return [f"{place}={_shown(value)}: must be {rule.text}"]
     return []
 

@@ -1,6 +1,4 @@
-"""`python -m inco.data`: fetch a dataset, check what is there, or draw how a partition deals it
-out.
-"""
+"""`python -m inco.data`: fetch a dataset, or check what is there."""
 
 import argparse
 import sys
@@ -17,17 +15,16 @@ NAMES = ("cifar10", "cinic10", "digits", "fashion_mnist", "svhn")
 
 def source(name: str, root: str, download: bool) -> "Source":
     """Return the dataset `name` below `root`."""
-    from inco.data import folders, sources  # imports torch: not before the arguments are understood
+    # imports torch: not before the arguments are understood
+    from inco.data.folders import CINIC10
+    from inco.data.sources import CIFAR10, SVHN, Digits, FashionMNIST
 
     if name == "digits":
-        return sources.Digits()
+        return Digits()
     if name == "cinic10":
-        return folders.CINIC10(root)
-    if name == "cifar10":
-        return sources.CIFAR10(root, download=download)
-    if name == "fashion_mnist":
-        return sources.FashionMNIST(root, download=download)
-    return sources.SVHN(root, download=download)
+        return CINIC10(root)
+    kinds = {"cifar10": CIFAR10, "fashion_mnist": FashionMNIST, "svhn": SVHN}
+    return kinds[name](root, download=download)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,19 +1,21 @@
-"""What a dataset is: two splits of uint8 images in memory, known by a digest of their content;
-`Source`: where one comes from.
-"""
+"""A dataset: two splits of uint8 images in memory, known by a digest. `Source`: where it is from."""
+
+from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inco.data.recipes import VARIANTS, Recipe, make_recipe
-from inco.errors import ConfigError, DataError
+from inco.data.recipes import Recipe, make_recipe
+from inco.errors import DataError
+from inco.settings import COUNT, checked, null_or, one_of
 
 QUICKSTART = "python run.py experiment=quickstart"
 
@@ -28,9 +30,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A loaded and checked dataset; `digest` is the sha256 of `digest_of`, the identity of its
-    content.
-    """
+    """A loaded and checked dataset; `digest`, of `digest_of`, is the identity of its content."""
 
     name: str
     train: Images
@@ -56,22 +56,25 @@ class Source(ABC):
     blank_images: bool = False
     known_digest: str | None = None
 
+    @checked("dataset")
     def __init__(
         self,
-        root: str | None = None,
-        transforms: str = "published",
-        test_drop_last: int | None = None,
+        root: Annotated[
+            str | None,
+            "folder of the datasets; a relative path is taken from the working directory",
+        ] = None,
+        transforms: Annotated[
+            str,
+            one_of("published", "corrected"),
+            "published: as in the paper's experiments, odd points included; "
+            "corrected: their mistakes repaired",
+        ] = "published",
+        test_drop_last: Annotated[
+            int | None,
+            null_or(COUNT),
+            "null: all test images are scored; N: not those of a last batch of N that is not full",
+        ] = None,
     ) -> None:
-        if transforms not in VARIANTS:
-            raise ConfigError(
-                f"dataset.transforms={transforms!r}: must be published or corrected; use"
-                " dataset.transforms=published"
-            )
-        if test_drop_last is not None and test_drop_last < 1:
-            raise ConfigError(
-                f"dataset.test_drop_last={test_drop_last}: a batch has at least 1 image; use 512,"
-                " or null to score all"
-            )
         self.root = root
         self.transforms = transforms
         self.test_drop_last = test_drop_last
@@ -88,9 +91,7 @@ class Source(ABC):
         """
 
     def load(self) -> Dataset:
-        """Read the files and check what is in them; DataError for anything missing, damaged or
-        different.
-        """
+        """Read the files; DataError for anything missing, damaged or different."""
         self.check()
         train, test = self.read()
         splits = Images(*as_tensors(*train)), Images(*as_tensors(*test))
@@ -106,26 +107,18 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Return ((train images, labels), (test images, labels)): uint8 [M, C, H, W] and integers
-        [M].
-        """
+        """Return two pairs, train and test: images uint8 [M, C, H, W] and integer labels [M]."""
 
     def where(self) -> str:
-        """Return ` in FOLDER` for messages about the content, or nothing where there is no
-        folder.
-        """
+        """Return ` in FOLDER` for messages about the content; nothing where there is no folder."""
         return ""
 
     def recipe(self, family: str, image_size: int | None) -> Recipe:
-        """Return the transforms for a model `family` (resnet, vit); `image_size` in pixels, None
-        for the usual one.
-        """
+        """Return the transforms for a model `family` (resnet, vit); `image_size` None: as usual."""
         return make_recipe(self.name, self.shape, family, image_size, self.transforms)
 
     def _scored(self, test: Images) -> Images:
-        """Return the test images that count: all, or without the last batch of `test_drop_last`
-        images if it is not full.
-        """
+        """Return the test images that count; see `test_drop_last`."""
         if self.test_drop_last is None:
             return test
         kept = len(test.labels) // self.test_drop_last * self.test_drop_last
@@ -139,9 +132,8 @@ class Source(ABC):
     def _verify(self, splits: tuple[Images, Images]) -> None:
         """Raise DataError with all that is wrong with the content of the two splits."""
         problems = []
-        for split, images, count in zip(
-            ("train", "test"), splits, self.counts or (None, None), strict=True
-        ):
+        counts = self.counts or (None, None)
+        for split, images, count in zip(("train", "test"), splits, counts, strict=True):
             problems += [f"{split}: {problem}" for problem in self._problems(images, count)]
         if problems:
             raise DataError(
@@ -170,9 +162,9 @@ class Source(ABC):
             problems.append(
                 f"images per class {per_class.tolist()}; expected the same number of each"
             )
-        absent = (per_class == 0).nonzero().flatten().tolist()
+        absent = [label for label, n in zip(self.classes, per_class, strict=True) if n == 0]
         if absent:
-            problems.append(f"no image of class(es) {[self.classes[k] for k in absent[:10]]}")
+            problems.append(f"no image of class(es) {absent[:10]}")
         blank = [] if self.blank_images else blank_images(images)
         if blank:
             problems.append(
@@ -183,23 +175,17 @@ class Source(ABC):
 
 
 def as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return (uint8 [M, C, H, W], int64 [M]) tensors; shared with the array where it is contiguous
-    and writable.
-    """
-    return torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(
-        np.array(labels, dtype=np.int64)
-    )
+    """Return (uint8 [M, C, H, W], int64 [M]) tensors; images that allow it are not copied."""
+    shared = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    return shared, torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
 def digest_of(train: Images, test: Images) -> str:
-    """Return the sha256 over train images, train labels, test images, test labels, each led by its
-    type and shape.
-    """
+    """Return the sha256 over images and labels of both splits, each led by its type and shape."""
     digest = hashlib.sha256()
     for tensor in (train.images, train.labels, test.images, test.labels):
-        array = np.ascontiguousarray(tensor.numpy()).astype(
-            tensor.numpy().dtype.newbyteorder("<"), copy=False
-        )
+        array = tensor.numpy()
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{array.dtype.name}{list(array.shape)}".encode())
         digest.update(array.data)
     return digest.hexdigest()
@@ -226,16 +212,11 @@ def missing(
     ways: Sequence[str],
     why: str = "",
 ) -> DataError:
-    """Return the one-screen error for data that is not there: what was looked for, where, and how
-    to get it.
-    """
+    """Return the one-screen error for data that is not there: what, where, and how to get it."""
     lines = [f"dataset={name}: the data is not there{f' ({why})' if why else ''}.", "Looked for"]
     lines += [f"  {file.path:<44} {file.about}" for file in files]
     lines += ["in"] + [f"  {place}" for place in searched]
     lines += ["Get it in one of these ways:"] + [f"  {i}. {way}" for i, way in enumerate(ways, 1)]
-    lines += [
-        f"  {len(ways) + 1}. copy the files by hand, in the layout above, and say where:"
-        " dataset.root=PATH"
-    ]
-    lines += [f"Or try now without data: {QUICKSTART}"]
+    by_hand = "copy the files by hand, in the layout above, and say where: dataset.root=PATH"
+    lines += [f"  {len(ways) + 1}. {by_hand}", f"Or try now without data: {QUICKSTART}"]
     return DataError("\n".join(lines))

@@ -4,13 +4,12 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Client i holds examples `order[offsets[i]:offsets[i + 1]]`; `order` int64 [total], `offsets`
-    int64 [N + 1].
-    """
+    """Client i holds `order[offsets[i]:offsets[i + 1]]`: int64 [total] and int64 [N + 1]."""
 
     order: np.ndarray
     offsets: np.ndarray
@@ -39,35 +38,26 @@ class Partition:
         return self.order[self.offsets[client] : self.offsets[client + 1]]
 
     def class_counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        """Return how many examples of each class each client holds, int64 [N, C]; `labels` are
-        those of the dataset [M].
-        """
+        """Return how many examples each client holds of each class, int64 [N, C]; `labels` [M]."""
         client = np.repeat(np.arange(self.num_clients), self.sizes)
         cell = client * num_classes + np.asarray(labels)[self.order]
-        return np.bincount(cell, minlength=self.num_clients * num_classes).reshape(
-            self.num_clients, num_classes
-        )
+        counts = np.bincount(cell, minlength=self.num_clients * num_classes)
+        return counts.reshape(self.num_clients, num_classes)
 
 
 def even_offsets(total: int, parts: int) -> np.ndarray:
-    """Return offsets [parts + 1] of `numpy.array_split`: sizes differ by at most one, longer parts
-    first.
-    """
+    """Return offsets [parts + 1] as `numpy.array_split` cuts: sizes as equal as can be."""
     i = np.arange(parts + 1, dtype=np.int64)
     return i * (total // parts) + np.minimum(i, total % parts)
 
 
 def shard_owner(count: int, owners: np.ndarray) -> np.ndarray:
-    """Return the owner of each of `count` examples when they are cut evenly, in order, into
-    `len(owners)` parts.
-    """
+    """Return the owner of each of `count` examples, cut evenly and in order among `owners`."""
     return np.repeat(owners, np.diff(even_offsets(count, len(owners))))
 
 
 def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Partition:
-    """Give client j `counts[k, j]` random examples of each class k; `counts` int64 [C, N] sums to
-    the class sizes.
-    """
+    """Give client j `counts[k, j]` random examples of class k; `counts` int64 [C, N]."""
     num_classes, num_clients = counts.shape
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -78,12 +68,13 @@ def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator
 def group(
     examples: np.ndarray, owner: np.ndarray, num_clients: int, rng: np.random.Generator
 ) -> Partition:
-    """Collect the examples of each owner, in random order within it; `examples` and `owner` int64
-    [total].
-    """
+    """Collect the examples of each owner, in random order; `examples` and `owner` int64 [total]."""
     shuffled = rng.permutation(len(examples))
     order = shuffled[np.argsort(owner[shuffled], kind="stable")]
     sizes = np.bincount(owner, minlength=num_clients)
-    return Partition(
-        examples[order].astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    )
+    return Partition(examples[order].astype(np.int64), offsets_of(sizes))
+
+
+def offsets_of(sizes: ArrayLike) -> np.ndarray:
+    """Return where each part begins, and the end of the last: int64 [parts + 1]."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -1,15 +1,14 @@
-"""Datasets that can be downloaded: what they share, and how a failed download becomes an error one
-can act on.
-"""
+"""Datasets that torchvision can download: what they share."""
 
 import contextlib
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
-from inco.data.dataset import Source
+from inco.data.dataset import Expected, Source, missing
 from inco.errors import DataError
+from inco.settings import COUNT, checked, null_or, one_of
 
 
 def data_root(root: str | None) -> Path:
@@ -18,37 +17,104 @@ def data_root(root: str | None) -> Path:
 
 
 class Downloadable(Source):
-    """A source that torchvision can download when `dataset.download` says so."""
+    """A source whose files torchvision can download, when `dataset.download` says so.
 
+    `files` are looked for in each of `_places()`; `sizes`: what their owner publishes about each.
+    """
+
+    files: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+
+    @checked("dataset")
     def __init__(
         self,
-        root: str | None = None,
-        transforms: str = "published",
-        download: bool = False,
-        test_drop_last: int | None = None,
+        root: Annotated[
+            str | None,
+            "folder of the datasets; a relative path is taken from the working directory",
+        ] = None,
+        transforms: Annotated[
+            str,
+            one_of("published", "corrected"),
+            "published: as in the paper's experiments, odd points included; "
+            "corrected: their mistakes repaired",
+        ] = "published",
+        download: Annotated[
+            bool,
+            "true: download through torchvision what is not there; a failed download says what "
+            "else can be done",
+        ] = False,
+        test_drop_last: Annotated[
+            int | None,
+            null_or(COUNT),
+            "null: all test images are scored; N: not those of a last batch of N that is not full",
+        ] = None,
     ) -> None:
         super().__init__(root, transforms, test_drop_last)
         self.download = download
+
+    @abstractmethod
+    def _places(self) -> list[Path]:
+        """Return the folders to look in, the first choice first."""
+
+    @abstractmethod
+    def _download(self, root: str) -> None:
+        """Let torchvision download everything to a folder."""
 
     def check(self) -> None:
         if not self.is_there() and not self.download:
             raise self.missing_error()
 
-    @abstractmethod
     def is_there(self) -> bool:
         """Say whether all files are in one of the places."""
+        return self._place() is not None
 
-    @abstractmethod
+    def where(self) -> str:
+        return f" in {self._place()}"
+
     def missing_error(self, why: str = "") -> DataError:
         """Return the one-screen error that says what was looked for and how to get it."""
+        return missing(self.name, self._places(), self._expected(), self._ways(), why)
 
+    def _expected(self) -> list[Expected]:
+        return [Expected(*file) for file in zip(self.files, self.sizes, strict=True)]
 
-def fetch_command(source: Source) -> str:
-    """Return what to type to fetch the dataset."""
-    return (
-        f"python -m inco.data fetch {source.name} --root {source.root or 'data'}   (needs the"
-        " internet)"
-    )
+    def _ways(self) -> list[str]:
+        root = self.root or "data"
+        return [
+            f"python -m inco.data fetch {self.name} --root {root}   (needs the internet)",
+            "let the run download it: dataset.download=true",
+        ]
+
+    def _place(self) -> Path | None:
+        return next((place for place in self._places() if self._holds(place)), None)
+
+    def _holds(self, place: Path) -> bool:
+        return all(self._file(place, name).is_file() for name in self.files)
+
+    def _file(self, place: Path, name: str) -> Path:
+        return place / name
+
+    def _fetched(self) -> Path:
+        """Return the place of the files, downloaded first if there is none."""
+        if not self.is_there():
+            self._try_download()
+        place = self._place()
+        if place is None:
+            raise self.missing_error("the download left no complete set of files")
+        return place
+
+    def _try_download(self) -> None:
+        root = data_root(self.root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._download(str(root))
+        except (OSError, RuntimeError) as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            # torchvision leaves empty folders behind; only such can be removed this way
+            for folder in (root / "FashionMNIST" / "raw", root / "FashionMNIST", root):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise self.missing_error(f"downloading failed: {said[-1]}") from error
 
 
 def check_md5(path: Path, expected: str) -> None:
@@ -60,22 +126,3 @@ def check_md5(path: Path, expected: str) -> None:
             f"{path}: has md5 {found} and the published file {expected}: damaged or not the"
             " original, so it is not opened; delete it and fetch it again"
         )
-
-
-@contextlib.contextmanager
-def downloading(source: Downloadable) -> Iterator[None]:
-    """Turn a failed download into the missing-data error, and remove the empty folders that
-    torchvision leaves behind.
-    """
-    root = data_root(source.root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        yield
-    except (OSError, RuntimeError) as error:
-        said = str(error).strip().splitlines()
-        for folder in (root / "FashionMNIST" / "raw", root / "FashionMNIST", root):
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only an empty folder can be removed this way
-        raise source.missing_error(
-            f"downloading failed: {said[-1] if said else type(error).__name__}"
-        ) from error

@@ -2,13 +2,15 @@
 own.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -16,8 +18,9 @@ from inco.data.dataset import Expected, Source, missing
 from inco.data.fetch import data_root
 from inco.data.readers import class_folders, image_files, read_images, write_atomic
 from inco.data.sources import CIFAR_CLASSES, Arrays
-from inco.errors import ConfigError, DataError, StorageError
+from inco.errors import DataError, StorageError
 from inco.seeding import numpy_rng
+from inco.settings import COUNT, between, checked, one_of
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +170,7 @@ class CINIC10(Source):
             )
         return current.open()
 
-    def _build(self, caches: "list[TreeCache]", per_class: int | None) -> "TreeCache":
+    def _build(self, caches: list[TreeCache], per_class: int | None) -> TreeCache:
         """Make the cache in the first place that can be written."""
         beside, elsewhere = caches
         try:
@@ -178,7 +181,7 @@ class CINIC10(Source):
             elsewhere.build(per_class)
             return elsewhere
 
-    def _caches(self, place: Path, split: str) -> "list[TreeCache]":
+    def _caches(self, place: Path, split: str) -> list[TreeCache]:
         tag = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
         folders = [place / "inco-cache", Path("cache").absolute() / f"cinic10-{tag}"]
         return [
@@ -232,22 +235,25 @@ class ImageFolder(Source):
     name = "images"
     blank_images = True
 
+    @checked("dataset")
     def __init__(
-        self, root: str, size: int = 64, test_share: float = 0.2, transforms: str = "published"
+        self,
+        root: Annotated[str, "the folder; a relative path is taken from the working directory"],
+        size: Annotated[
+            int, COUNT, "pixels: every image becomes RGB, size x size, on reading"
+        ] = 64,
+        test_share: Annotated[
+            float,
+            between(0, 1, open_low=True, open_high=True),
+            "share of each class kept for testing; not used where train/ and test/ exist",
+        ] = 0.2,
+        transforms: Annotated[
+            str,
+            one_of("published", "corrected"),
+            "how images are prepared: both are the same for this dataset",
+        ] = "published",
     ) -> None:
         super().__init__(root, transforms)
-        problems = []
-        if size < 1:
-            problems.append(
-                f"dataset.size={size}: images are resized to this many pixels a side; use 64"
-            )
-        if not 0 < test_share < 1:
-            problems.append(
-                f"dataset.test_share={test_share}: the share of each class kept for testing is"
-                " between 0 and 1; use 0.2"
-            )
-        if problems:
-            raise ConfigError(problems)
         self.size = size
         self.test_share = test_share
         self.shape = (3, size, size)

@@ -6,14 +6,19 @@ M is the number of training examples, N of clients, C of classes. Every scheme r
 given to two clients; no client is left without any.
 """
 
+from __future__ import annotations
+
 import logging
+import os
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import numpy as np
 
 from inco.data.dealing import Partition, deal_counts, even_offsets, group, shard_owner
 from inco.data.partition_file import read_partition
 from inco.errors import ConfigError
+from inco.settings import COUNT, above, checked
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +77,23 @@ class Dirichlet(Scheme):
 
     Classes are visited in label order. A client that already holds M / N or more gets no further
     class; the cap is looked at before adding, so final sizes may exceed it. The whole draw is
-    repeated until the smallest client has `min_size`. Small `alpha` (0.1): one or two classes a
-    client; 0.5 and 1: the published settings; 100: nearly IID. Li et al., "Federated Learning on
-    Non-IID Data Silos", ICDE 2022 (noniid-labeldir); Chan et al., ICLR 2024.
+    repeated until the smallest client has `min_size`. Li et al., "Federated Learning on Non-IID
+    Data Silos", ICDE 2022 (noniid-labeldir); Chan et al., ICLR 2024.
     """
 
     name = "dirichlet"
 
-    def __init__(self, alpha: float = 0.5, min_size: int = 10, max_tries: int = 1000) -> None:
-        _check_draws("alpha", alpha, min_size, max_tries)
+    @checked("partition")
+    def __init__(
+        self,
+        alpha: Annotated[
+            float, above(0), "concentration; 0.1: one or two classes a client, 100: nearly IID"
+        ] = 0.5,
+        min_size: Annotated[
+            int, COUNT, "examples: the draw is repeated until every client has them"
+        ] = 10,
+        max_tries: Annotated[int, COUNT, "draws before giving up with an error"] = 1000,
+    ) -> None:
         self.alpha = float(alpha)
         self.min_size = min_size
         self.max_tries = max_tries
@@ -132,8 +145,13 @@ class Shards(Scheme):
 
     name = "shards"
 
-    def __init__(self, classes_per_client: int = 2) -> None:
-        _check_classes(classes_per_client)
+    @checked("partition")
+    def __init__(
+        self,
+        classes_per_client: Annotated[
+            int, COUNT, "shards of one class each, at most the number of classes"
+        ] = 2,
+    ) -> None:
         self.classes_per_client = classes_per_client
 
     def deal(
@@ -191,8 +209,15 @@ class Quantity(Scheme):
 
     name = "quantity"
 
-    def __init__(self, beta: float = 0.5, min_size: int = 10, max_tries: int = 1000) -> None:
-        _check_draws("beta", beta, min_size, max_tries)
+    @checked("partition")
+    def __init__(
+        self,
+        beta: Annotated[float, above(0), "concentration of the clients' sizes"] = 0.5,
+        min_size: Annotated[
+            int, COUNT, "examples: the draw is repeated until every client has them"
+        ] = 10,
+        max_tries: Annotated[int, COUNT, "draws before giving up with an error"] = 1000,
+    ) -> None:
         self.beta = float(beta)
         self.min_size = min_size
         self.max_tries = max_tries
@@ -228,8 +253,11 @@ class Labels(Scheme):
 
     name = "labels"
 
-    def __init__(self, classes_per_client: int = 2) -> None:
-        _check_classes(classes_per_client)
+    @checked("partition")
+    def __init__(
+        self,
+        classes_per_client: Annotated[int, COUNT, "k, at most the number of classes"] = 2,
+    ) -> None:
         self.classes_per_client = classes_per_client
 
     def deal(
@@ -283,7 +311,15 @@ class Fixed(Scheme):
 
     name = "fixed"
 
-    def __init__(self, path: str) -> None:
+    @checked("partition")
+    def __init__(
+        self,
+        path: Annotated[
+            str, "the file: .npy, .npz or .json; it is checked, and nothing in it is run"
+        ],
+    ) -> None:
+        if not os.path.isfile(path):
+            raise ConfigError(f"partition.path={path}: no such file")
         self.path = path
 
     def deal(
@@ -291,30 +327,4 @@ class Fixed(Scheme):
     ) -> Partition:
         return Partition(
             *read_partition(self.path, num_examples=len(labels), num_clients=num_clients)
-        )
-
-
-def _check_draws(symbol: str, value: float, min_size: int, max_tries: int) -> None:
-    """ConfigError unless concentration, smallest size and number of tries make sense; all problems
-    at once.
-    """
-    problems = []
-    if not 0 < value < float("inf"):
-        problems.append(
-            f"partition.{symbol}={value}: a Dirichlet concentration is above 0; use 0.5"
-        )
-    if min_size < 1:
-        problems.append(f"partition.min_size={min_size}: a client cannot be empty; use 1 or more")
-    if max_tries < 1:
-        problems.append(f"partition.max_tries={max_tries}: at least one draw is needed; use 1000")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _check_classes(classes_per_client: int) -> None:
-    """ConfigError unless a client holds at least one class."""
-    if classes_per_client < 1:
-        raise ConfigError(
-            f"partition.classes_per_client={classes_per_client}: a client holds at least one class;"
-            " use 2"
         )

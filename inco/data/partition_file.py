@@ -8,6 +8,7 @@ index.
 """
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
-from inco.data.dealing import Partition
+from inco.data.dealing import Partition, offsets_of
 from inco.data.readers import write_atomic
 from inco.errors import DataError
 
@@ -45,38 +47,37 @@ MAX_TUPLES = 12
 def read_partition(
     path: str | os.PathLike[str], num_examples: int, num_clients: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (order int64 [total], offsets int64 [N + 1]) of a file, checked against M =
-    `num_examples` and N.
+    """Return (order int64 [total], offsets int64 [N + 1]) of a file, checked against M and N.
 
     Raises DataError: no such file, not a partition, clients not 0..N-1, a number of clients other
     than N, an empty client, an index that is no integer, is outside 0..M-1, or is held twice.
     Examples that nobody holds are allowed.
     """
     file = Path(path).expanduser()
-    _check_file(file)
-    if file.suffix == ".npz":
-        order, offsets = _read_npz(file)
-    else:
-        clients = _read_npy(file) if file.suffix == ".npy" else _read_json(file)
-        order, offsets = _flatten(file, clients, num_examples, num_clients)
-    _check_partition(file, order, offsets, num_examples, num_clients)
+    try:
+        _check_file(file)
+        if file.suffix == ".npz":
+            order, offsets = _read_npz(file)
+        else:
+            clients = _read_npy(file) if file.suffix == ".npy" else _read_json(file)
+            order, offsets = _flatten(clients, num_examples, num_clients)
+        _check_partition(order, offsets, num_examples, num_clients)
+    except DataError as error:
+        raise DataError(f"partition.path={file}: {error}") from None
     return order, offsets
 
 
 def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
-    """Write a partition: `.npz` (compact), `.json` (readable) or `.npy` (what the published code
-    reads); atomically.
-    """
+    """Write `.npz` (compact), `.json` (readable) or `.npy` (for the published code); atomically."""
     file = Path(path)
-    clients = partition.num_clients
+
+    def clients() -> dict[int, list[int]]:
+        return {i: partition.examples(i).tolist() for i in range(partition.num_clients)}
+
     writers: dict[str, Callable[[Any], None]] = {
         ".npz": lambda f: np.savez_compressed(f, order=partition.order, offsets=partition.offsets),
-        ".json": lambda f: f.write(
-            json.dumps({str(i): partition.examples(i).tolist() for i in range(clients)}).encode()
-        ),
-        ".npy": lambda f: np.save(
-            f, np.array({i: partition.examples(i).tolist() for i in range(clients)}, dtype=object)
-        ),
+        ".json": lambda f: f.write(json.dumps(clients()).encode()),
+        ".npy": lambda f: np.save(f, np.array(clients(), dtype=object)),
     }
     if file.suffix not in writers:
         raise DataError(
@@ -88,20 +89,15 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
 
 def _check_file(file: Path) -> None:
     if file.suffix not in SUFFIXES:
-        raise DataError(
-            f"partition.path={file}: a partition file ends in {', '.join(SUFFIXES)}; convert or"
-            " rename it"
-        )
+        endings = ", ".join(SUFFIXES)
+        raise DataError(f"a partition file ends in {endings}; convert or rename it")
     if not file.is_file():
         raise DataError(
-            f"partition.path={file}: no such file (looked at {file.absolute()}); set partition.path"
-            " to one that is"
+            f"no such file (looked at {file.absolute()}); set partition.path to one that is"
         )
-    if file.stat().st_size > MAX_BYTES:
-        raise DataError(
-            f"partition.path={file}: {file.stat().st_size:,} bytes; a partition file has at most"
-            f" {MAX_BYTES:,}"
-        )
+    size = file.stat().st_size
+    if size > MAX_BYTES:
+        raise DataError(f"{size:,} bytes; a partition file has at most {MAX_BYTES:,}")
 
 
 # --- the published .npy
@@ -109,9 +105,7 @@ def _check_file(file: Path) -> None:
 
 
 class _Inert:
-    """Stands in for anything the pickle names: takes any arguments, does nothing, keeps the state
-    it is given.
-    """
+    """Stands in for what the pickle names: takes any arguments, and only keeps its state."""
 
     state: Any = None
 
@@ -123,31 +117,23 @@ class _Inert:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, integers, and inert objects in place of numpy's array and dtype; refuses
-    every other name.
-    """
+    """Builds dicts, lists, integers, and inert objects for the few names of an object array."""
 
-    allowed = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        }
+    allowed = (
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.ndarray",
+        "numpy.dtype",
+        "_codecs.encode",  # how protocol 2 spells the bytes b"b"; its result is never looked at
     )
 
     def find_class(self, module: str, name: str) -> type[_Inert]:
-        if (module, name) in self.allowed:
-            return _Inert
-        # how protocol 2 spells the bytes b"b"; its result is never looked at
-        if (module, name) == (
-            "_codecs",
-            "encode",
-        ):
-            return _Inert
-        raise DataError(
-            f"it asks for {module}.{name}, which a partition has no use for; nothing of it was run"
-        )
+        full_name = f"{module}.{name}"
+        if full_name not in self.allowed:
+            raise DataError(
+                f"it asks for {full_name}, which a partition has no use for; nothing of it was run"
+            )
+        return _Inert
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError("it refers to an object outside the file")
@@ -155,44 +141,29 @@ class _Unpickler(pickle.Unpickler):
 
 def _read_npy(file: Path) -> dict[Any, Any]:
     """Return the dict of a 0-d object array without running anything that its pickle asks for."""
-    data = file.read_bytes()
     try:
-        stream = io.BytesIO(data)
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
+        stream = io.BytesIO(file.read_bytes())
+        version = npy.read_magic(stream)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(stream)
         if shape != () or not dtype.hasobject:
             raise DataError(f"it holds an array of shape {shape} and type {dtype}, not one dict")
-        body = data[stream.tell() :]
+        body = stream.read()
         _scan(body)
-        array = _Unpickler(io.BytesIO(body)).load()
-        clients = array.state[-1][0]
-    except DataError as error:
-        raise _not_published(file, str(error)) from None
-    except (
-        Exception
-    ) as error:  # a damaged stream can raise nearly anything; none of it is the user's to decipher
-        raise _not_published(file, f"{type(error).__name__}: {error}") from None
-    if type(clients) is not dict:
-        raise _not_published(file, f"it holds a {type(clients).__name__}, not a dict")
+        clients = _Unpickler(io.BytesIO(body)).load().state[-1][0]
+        if type(clients) is not dict:
+            raise DataError(f"it holds a {type(clients).__name__}, not a dict")
+    except Exception as error:  # a damaged stream can raise nearly anything
+        why = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"refused: {why}. A published partition is a .npy around {{client: [index, ...]}};"
+            " convert anything else to .json or .npz"
+        ) from None
     return clients
 
 
-def _not_published(file: Path, why: str) -> DataError:
-    return DataError(
-        f"partition.path={file}: refused: {why}. A published partition is a .npy around {{client:"
-        " [index, ...]}; convert anything else to .json or .npz"
-    )
-
-
 def _scan(body: bytes) -> None:
-    """Raise DataError unless the pickle holds only the opcodes that a partition needs, and no more
-    calls than one array.
-    """
+    """Raise DataError for an opcode that a partition does not need, or for too many of one."""
     counts: Counter[str] = Counter()
     for opcode, argument, _ in pickletools.genops(body):
         name = opcode.name
@@ -215,28 +186,21 @@ def _scan(body: bytes) -> None:
 
 
 def _read_json(file: Path) -> dict[Any, Any]:
-    """Return {client: indices} of `{"0": [...], ...}`; keys that are whole numbers become
-    integers.
-    """
+    """Return {client: indices} of `{"0": [...], ...}`; whole-number keys become integers."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
             twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise DataError(f"partition.path={file}: client {twice} is written twice")
+            raise DataError(f"client {twice} is written twice")
         return dict(pairs)
 
+    fix = 'write {"0": [index, ...], ...}'
     try:
         clients = json.loads(file.read_bytes(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f'partition.path={file}: not readable as JSON ({error}); write {{"0": [index, ...],'
-            " ...}"
-        ) from None
+        raise DataError(f"not readable as JSON ({error}); {fix}") from None
     if type(clients) is not dict:
-        raise DataError(
-            f'partition.path={file}: holds a {type(clients).__name__}; write {{"0": [index, ...],'
-            " ...}"
-        )
+        raise DataError(f"holds a {type(clients).__name__}; {fix}")
     return {
         int(key) if key.isdecimal() and len(key) < 19 else key: value
         for key, value in clients.items()
@@ -245,10 +209,7 @@ def _read_json(file: Path) -> dict[Any, Any]:
 
 def _read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return (order, offsets) of an archive with these two integer arrays."""
-    wrong = (
-        f"partition.path={file}: an .npz partition holds integer arrays `order` [total] and"
-        " `offsets` [clients + 1]"
-    )
+    wrong = "an .npz partition holds integer arrays `order` [total] and `offsets` [clients + 1]"
     try:
         with zipfile.ZipFile(file) as archive:
             if sum(member.file_size for member in archive.infolist()) > 8 * MAX_BYTES:
@@ -262,22 +223,14 @@ def _read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{wrong}; reading it failed: {type(error).__name__}: {error}") from None
     if not (isinstance(order, np.ndarray) and isinstance(offsets, np.ndarray)):
         raise DataError(f"{wrong}; this one has members of these names that are no arrays")
-    if (
-        order.ndim != 1
-        or offsets.ndim != 1
-        or order.dtype.kind not in "iu"
-        or offsets.dtype.kind not in "iu"
-    ):
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in (order, offsets)):
         raise DataError(
             f"{wrong}; this one has {order.dtype} {order.shape} and {offsets.dtype} {offsets.shape}"
         )
-    order, offsets = order.astype(np.int64), offsets.astype(np.int64)
-    if (
-        len(offsets) < 2
-        or offsets[0] != 0
-        or offsets[-1] != len(order)
-        or (np.diff(offsets) < 0).any()
-    ):
+    order = order.astype(np.int64)
+    offsets = offsets.astype(np.int64)
+    rises = len(offsets) > 1 and (np.diff(offsets) >= 0).all()
+    if not rises or offsets[0] != 0 or offsets[-1] != len(order):
         raise DataError(f"{wrong}; offsets must rise from 0 to {len(order)}, the length of order")
     return order, offsets
 
@@ -287,84 +240,66 @@ def _read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _flatten(
-    file: Path, clients: dict[Any, Any], num_examples: int, num_clients: int
+    clients: dict[Any, Any], num_examples: int, num_clients: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (order, offsets) of {client: indices}; DataError for keys, lists or values of the
-    wrong kind.
-    """
-    strange = next((key for key in clients if type(key) is not int), None)
+    """Return (order, offsets) of {client: indices}, of which nothing is known yet."""
+    strange = next((type(key).__name__ for key in clients if type(key) is not int), None)
     if strange is not None:
-        raise DataError(
-            f"partition.path={file}: a client is named by a {type(strange).__name__}; names are"
-            " integers from 0"
-        )
-    _check_clients(file, len(clients), num_clients)
+        raise DataError(f"a client is named by a {strange}; names are integers from 0")
+    _check_clients(len(clients), num_clients)
     missing = next((i for i in range(num_clients) if i not in clients), None)
     if missing is not None:
         raise DataError(
-            f"partition.path={file}: clients must be 0 to {num_clients - 1} without a gap;"
-            f" {missing} is missing"
+            f"clients must be 0 to {num_clients - 1} without a gap; {missing} is missing"
         )
     lists = [clients[i] for i in range(num_clients)]
     for i, values in enumerate(lists):
         if type(values) is not list or not set(map(type, values)) <= {int}:
-            raise DataError(
-                f"partition.path={file}: client {i} must hold a list of integers; something else is"
-                " in it"
-            )
-        if values and not (min(values) >= 0 and max(values) < num_examples):
-            raise _out_of_range(
-                file, i, min(values) if min(values) < 0 else max(values), num_examples
-            )
+            raise DataError(f"client {i} must hold a list of integers; something else is in it")
+        for extreme in (min(values, default=0), max(values, default=0)):
+            _check_index(i, extreme, num_examples)
     sizes = [len(values) for values in lists]
+    total = sum(sizes)
     # before anything is laid out: one list can stand for many clients in a small file
-    if sum(sizes) > num_examples:
-        raise DataError(
-            f"partition.path={file}: {sum(sizes):,} indices for {num_examples:,} examples: some are"
-            " held twice"
-        )
-    order = np.fromiter((v for values in lists for v in values), dtype=np.int64, count=sum(sizes))
-    return order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    if total > num_examples:
+        raise DataError(f"{total:,} indices for {num_examples:,} examples: some are held twice")
+    order = np.fromiter(itertools.chain.from_iterable(lists), dtype=np.int64, count=total)
+    return order, offsets_of(sizes)
 
 
-def _check_clients(file: Path, found: int, num_clients: int) -> None:
+def _check_clients(found: int, num_clients: int) -> None:
     if found != num_clients:
         raise DataError(
-            f"partition.path={file}: the file has {found} clients and num_clients={num_clients};"
-            f" use num_clients={found}"
+            f"the file has {found} clients and num_clients={num_clients}; use num_clients={found}"
         )
 
 
-def _out_of_range(file: Path, client: int, index: int, num_examples: int) -> DataError:
-    return DataError(
-        f"partition.path={file}: client {client} holds index {index}, and the training set has"
-        f" {num_examples} examples (0 to {num_examples - 1}); is this the file of another dataset?"
-    )
+def _check_index(client: int, index: int, num_examples: int) -> None:
+    if not 0 <= index < num_examples:
+        raise DataError(
+            f"client {client} holds index {index}, and the training set has {num_examples} examples"
+            f" (0 to {num_examples - 1}); is this the file of another dataset?"
+        )
 
 
 def _check_partition(
-    file: Path, order: np.ndarray, offsets: np.ndarray, num_examples: int, num_clients: int
+    order: np.ndarray, offsets: np.ndarray, num_examples: int, num_clients: int
 ) -> None:
-    """Raise DataError for a wrong number of clients, an empty client, an index out of range or held
-    twice.
-    """
-    _check_clients(file, len(offsets) - 1, num_clients)
+    """Raise DataError for a wrong number of clients, an empty client, or a wrong index."""
+    _check_clients(len(offsets) - 1, num_clients)
     empty = np.flatnonzero(np.diff(offsets) == 0)
     if len(empty):
-        raise DataError(
-            f"partition.path={file}: client {empty[0]} holds no examples; every client needs at"
-            " least one"
-        )
+        raise DataError(f"client {empty[0]} holds no examples; every client needs at least one")
     holder = np.repeat(np.arange(num_clients), np.diff(offsets))
     outside = np.flatnonzero((order < 0) | (order >= num_examples))
     if len(outside):
-        raise _out_of_range(file, int(holder[outside[0]]), int(order[outside[0]]), num_examples)
+        _check_index(int(holder[outside[0]]), int(order[outside[0]]), num_examples)
     by_index = np.argsort(order, kind="stable")
     again = np.flatnonzero(np.diff(order[by_index]) == 0)
     if len(again):
         first = by_index[again[0]]
         second = by_index[again[0] + 1]
         raise DataError(
-            f"partition.path={file}: index {order[first]} is held twice, by client {holder[first]}"
-            f" and client {holder[second]}"
+            f"index {order[first]} is held twice, by client {holder[first]} and client"
+            f" {holder[second]}"
         )

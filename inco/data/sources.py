@@ -4,29 +4,23 @@ in them.
 A relative root is taken from the current working directory; the default is `data`.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from inco.data.dataset import Expected, Source, missing
-from inco.data.fetch import Downloadable, check_md5, data_root, downloading, fetch_command
+from inco.data.dataset import Expected, Source
+from inco.data.fetch import Downloadable, check_md5, data_root
 from inco.data.readers import read_idx, read_npz
-from inco.errors import ConfigError, DataError
+from inco.errors import ConfigError
+from inco.settings import COUNT, at_least, checked, many, one_of
 
 Arrays = tuple[np.ndarray, np.ndarray]
 CIFAR_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 
 class Digits(Source):
@@ -45,7 +39,15 @@ class Digits(Source):
     counts = (1437, 360)
     known_digest = "9e4b015445a2d1b82c33d7c3baed31a850f89852facccf04f029298850da9ce3"
 
-    def __init__(self, transforms: str = "published") -> None:
+    @checked("dataset")
+    def __init__(
+        self,
+        transforms: Annotated[
+            str,
+            one_of("published", "corrected"),
+            "how images are prepared: both are the same for this dataset",
+        ] = "published",
+    ) -> None:
         super().__init__(None, transforms)
 
     def read(self) -> tuple[Arrays, Arrays]:
@@ -56,31 +58,38 @@ class Synthetic(Source):
     """Images made from a seed: each class is a smooth random pattern, each image its pattern plus
     noise. Any size, no file.
 
-    `shape` (C, H, W) with H = W; labels are balanced and shuffled; noise has a standard deviation
-    of 48 grey levels.
+    Labels are balanced and shuffled; noise has a standard deviation of 48 grey levels.
     """
 
     name = "synthetic"
     noise = 48.0
 
+    @checked("dataset")
     def __init__(
         self,
-        shape: Sequence[int] = (3, 32, 32),
-        num_classes: int = 10,
-        num_train: int = 2000,
-        num_test: int = 500,
-        seed: int = 0,
-        transforms: str = "published",
+        shape: Annotated[
+            list[int], many(COUNT, 3), "channels, side and side again in pixels: images are square"
+        ] = [3, 32, 32],  # noqa: B006
+        num_classes: Annotated[int, at_least(2), "number of classes"] = 10,
+        num_train: Annotated[int, COUNT, "training images, at least one a class"] = 2000,
+        num_test: Annotated[int, COUNT, "test images, at least one a class"] = 500,
+        seed: Annotated[
+            int,
+            at_least(0),
+            "names the data, apart from the run's seed: runs with other seeds see the same images",
+        ] = 0,
+        transforms: Annotated[
+            str,
+            one_of("published", "corrected"),
+            "how images are prepared: both are the same for this dataset",
+        ] = "published",
     ) -> None:
         super().__init__(None, transforms)
         problems = []
-        if len(shape) != 3 or min(shape) < 1 or shape[1] != shape[2]:
+        if shape[1] != shape[2]:
             problems.append(
-                f"dataset.shape={list(shape)}: must be [channels, side, side], all at least 1; use"
-                " [3,32,32]"
+                f"dataset.shape={list(shape)}: must be [channels, side, side]; use [3,32,32]"
             )
-        if num_classes < 2:
-            problems.append(f"dataset.num_classes={num_classes}: must be at least 2")
         for knob, value in (("num_train", num_train), ("num_test", num_test)):
             if value < num_classes:
                 problems.append(
@@ -137,17 +146,9 @@ class FashionMNIST(Downloadable):
     name = "fashion_mnist"
     shape = (1, 28, 28)
     classes = (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
         "Ankle boot",
-    )
+    )  # fmt: skip
     counts = (60_000, 10_000)
     balanced = True
     known_digest = "21b303b534174981203c4820641c1482b0d4d234f68cd14ed6e4e3d0e1e17374"
@@ -165,48 +166,31 @@ class FashionMNIST(Downloadable):
         "10,008 bytes",
     )
 
-    def is_there(self) -> bool:
-        return self._found() is not None
-
     def read(self) -> tuple[Arrays, Arrays]:
-        if self._found() is None:
-            with downloading(self):
-                from torchvision.datasets import FashionMNIST as Torchvision
-
-                Torchvision(str(data_root(self.root)), download=True)
-        found = self._found()
-        if found is None:
-            raise self.missing_error("the download left no complete set of files")
+        place = self._fetched()
         images, labels, test_images, test_labels = (
-            read_idx(file, 3 - 2 * (i % 2)) for i, file in enumerate(found)
+            read_idx(self._file(place, name), 3 if "images" in name else 1) for name in self.files
         )
         return (images[:, None], labels), (test_images[:, None], test_labels)
 
-    def where(self) -> str:
-        found = self._found()
-        return f" in {found[0].parent}" if found else ""
+    def _download(self, root: str) -> None:
+        from torchvision.datasets import FashionMNIST as Torchvision
+
+        Torchvision(root, download=True)
 
     def _places(self) -> list[Path]:
         root = data_root(self.root)
         return [root / "FashionMNIST" / "raw", root / "fashion-mnist", root, self.debian]
 
-    def _found(self) -> list[Path] | None:
-        for place in self._places():
-            files = [
-                next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None)
-                for name in self.files
-            ]
-            if all(files):
-                return [file for file in files if file is not None]
-        return None
+    def _file(self, place: Path, name: str) -> Path:
+        plain = place / name
+        return plain if plain.is_file() else place / f"{name}.gz"
 
-    def missing_error(self, why: str = "") -> DataError:
-        files = [
-            Expected(f"{name}[.gz]", about)
-            for name, about in zip(self.files, self.sizes, strict=True)
-        ]
-        ways = ["apt-get install dataset-fashion-mnist", fetch_command(self)]
-        return missing(self.name, self._places(), files, ways, why)
+    def _expected(self) -> list[Expected]:
+        return [Expected(f"{file.path}[.gz]", file.about) for file in super()._expected()]
+
+    def _ways(self) -> list[str]:
+        return ["apt-get install dataset-fashion-mnist", super()._ways()[0]]
 
 
 class SVHN(Downloadable):
@@ -221,52 +205,33 @@ class SVHN(Downloadable):
     shape = (3, 32, 32)
     classes = tuple("0123456789")
     counts = (73_257, 26_032)
-
-    def is_there(self) -> bool:
-        return self._place() is not None
+    files = ("train_32x32.mat", "test_32x32.mat")
+    sizes = (
+        "182 MB, md5 e26dedcc434d2e4c54c9b2d4a06d8373",
+        "64 MB, md5 eb5a983be6a315427106f1b164d9cef3",
+    )
 
     def read(self) -> tuple[Arrays, Arrays]:
-        return self._split("train"), self._split("test")
+        place = self._fetched()
+        return self._split(place, "train"), self._split(place, "test")
 
-    def _split(self, split: str) -> Arrays:
+    def _split(self, place: Path, split: str) -> Arrays:
         from torchvision.datasets import SVHN as Torchvision
 
-        place = self._place()
-        if place is None:
-            place = data_root(self.root)
-            with downloading(self):
-                Torchvision(str(place), split=split, download=True)
         _, name, md5 = Torchvision.split_list[split]
         check_md5(place / name, md5)
         loaded = Torchvision(str(place), split=split)
         return np.ascontiguousarray(loaded.data), loaded.labels
 
-    def where(self) -> str:
-        return f" in {self._place()}"
+    def _download(self, root: str) -> None:
+        from torchvision.datasets import SVHN as Torchvision
 
-    def _place(self) -> Path | None:
-        both = ("train_32x32.mat", "test_32x32.mat")
-        return next(
-            (place for place in self._places() if all((place / name).is_file() for name in both)),
-            None,
-        )
+        for split in ("train", "test"):
+            Torchvision(root, split=split, download=True)
 
     def _places(self) -> list[Path]:
         root = data_root(self.root)
         return [root, root / "SVHN", root / "svhn"]
-
-    def missing_error(self, why: str = "") -> DataError:
-        files = [
-            Expected("train_32x32.mat", "182 MB, md5 e26dedcc434d2e4c54c9b2d4a06d8373"),
-            Expected("test_32x32.mat", "64 MB, md5 eb5a983be6a315427106f1b164d9cef3"),
-        ]
-        return missing(
-            self.name,
-            self._places(),
-            files,
-            [fetch_command(self), "let the run download it: dataset.download=true"],
-            why,
-        )
 
 
 class CIFAR10(Downloadable):
@@ -282,69 +247,42 @@ class CIFAR10(Downloadable):
     classes = CIFAR_CLASSES
     counts = (50_000, 10_000)
     balanced = True
-
-    def is_there(self) -> bool:
-        return self._place() is not None
+    files = (
+        *(f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)),
+        "cifar-10-batches-py/test_batch",
+        "cifar-10-batches-py/batches.meta",
+    )
+    sizes = (*["31 MB"] * 6, "158 bytes")
 
     def read(self) -> tuple[Arrays, Arrays]:
+        place = self._fetched()
+        return read_npz(place) if place.suffix == ".npz" else self._read_batches(place)
+
+    def _read_batches(self, place: Path) -> tuple[Arrays, Arrays]:
         from torchvision.datasets import CIFAR10 as Torchvision
 
-        place = self._place()
-        if place is None:
-            place = data_root(self.root)
-            with downloading(self):
-                Torchvision(str(place), download=True)
-        if place.suffix == ".npz":
-            return read_npz(place)
-        for name, md5 in self._batches():
-            check_md5(place / name, md5)
+        meta = Torchvision.meta
+        pickles = [*Torchvision.train_list, *Torchvision.test_list, (meta["filename"], meta["md5"])]
+        for name, md5 in pickles:
+            check_md5(place / Torchvision.base_folder / name, md5)
         splits = [Torchvision(str(place), train=train) for train in (True, False)]
         train, test = (
             (split.data.transpose(0, 3, 1, 2), np.array(split.targets)) for split in splits
         )
         return train, test
 
-    def _batches(self) -> list[tuple[str, str]]:
-        """Return (path below the root, md5) of every pickle that torchvision opens."""
+    def _download(self, root: str) -> None:
         from torchvision.datasets import CIFAR10 as Torchvision
 
-        listed = [(name, md5) for name, md5 in Torchvision.train_list + Torchvision.test_list]
-        listed.append((Torchvision.meta["filename"], Torchvision.meta["md5"]))
-        return [(f"{Torchvision.base_folder}/{name}", md5) for name, md5 in listed]
+        Torchvision(root, download=True)
 
     def _places(self) -> list[Path]:
         root = data_root(self.root)
         return [root, root / "cifar10", root / "cifar10.npz"]
 
-    def where(self) -> str:
-        return f" in {self._place()}"
+    def _holds(self, place: Path) -> bool:
+        return place.is_file() if place.suffix == ".npz" else super()._holds(place)
 
-    def _place(self) -> Path | None:
-        for place in self._places():
-            if place.suffix == ".npz":
-                found = place.is_file()
-            else:
-                found = all(
-                    (place / "cifar-10-batches-py" / name).is_file() for name in self._file_names()
-                )
-            if found:
-                return place
-        return None
-
-    def _file_names(self) -> list[str]:
-        return [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
-
-    def missing_error(self, why: str = "") -> DataError:
-        about = {"batches.meta": "158 bytes"}
-        files = [
-            Expected(f"cifar-10-batches-py/{name}", about.get(name, "31 MB"))
-            for name in self._file_names()
-        ]
-        files.append(Expected("or cifar10.npz", "x_train [50000,32,32,3], y_train, x_test, y_test"))
-        return missing(
-            self.name,
-            self._places(),
-            files,
-            [fetch_command(self), "let the run download it: dataset.download=true"],
-            why,
-        )
+    def _expected(self) -> list[Expected]:
+        archive = Expected("or cifar10.npz", "x_train [50000,32,32,3], y_train, x_test, y_test")
+        return [*super()._expected(), archive]

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from inco.diagnostics import Deltas, NoDiagnostics, Subject
-from inco.diagnostics.similarity import Estimator, cka, gram
+from inco.diagnostics.similarity import cka, gram
 from inco.errors import ConfigError
+from inco.settings import COUNT, at_least, checked
 from inco.types import ServerStep
 
 
@@ -32,21 +33,28 @@ class Seen(NamedTuple):
 class CKA(NoDiagnostics):
     """Linear CKA of every pair of models at every tap.
 
-    `models`: "clients", the cohort's models as trained, or "capacities", the server's after the
-    round; `every`: rounds between two measurements, the first beside; `images`: of the test set,
-    the same in all rounds; `batch`: how many of them share a Gram matrix; `estimator`: of HSIC;
-    `most`: clients looked at, the first of the cohort. The cost is a forward pass of `images`
-    images a model.
+    The cost is a forward pass of `images` images a model.
     """
 
+    @checked("diagnostics")
     def __init__(
         self,
-        every: int,
-        images: int,
-        batch: int,
-        models: str = "clients",
-        estimator: Estimator = "unbiased",
-        most: int = 10,
+        every: Annotated[int, COUNT, "rounds: the first is measured, and each that this divides"],
+        images: Annotated[int, at_least(2), "images of the test set, the same in all rounds"],
+        batch: Annotated[
+            int, at_least(2), "images that share a Gram matrix; divides the number of images"
+        ],
+        models: Annotated[
+            Literal["clients", "capacities"],
+            "clients: the cohort's as trained; capacities: the server's of each capacity, after "
+            "the round",
+        ] = "clients",
+        estimator: Annotated[
+            Literal["unbiased", "biased"],
+            "of HSIC: unbiased (Song et al., over mini-batches as Nguyen et al.) or biased "
+            "(Kornblith et al.)",
+        ] = "unbiased",
+        most: Annotated[int, at_least(2), "clients looked at, the first of the cohort"] = 10,
     ) -> None:
         least = 4 if estimator == "unbiased" else 2
         if batch < least or images % batch:

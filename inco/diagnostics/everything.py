@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
 from inco.diagnostics import Deltas, NoDiagnostics, Subject
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.gradients import Gradients
-from inco.diagnostics.similarity import Estimator
+from inco.settings import COUNT, LAYERS, at_least, checked
 from inco.types import ServerStep
 
 
 class Everything(NoDiagnostics):
     """CKA and gradients; the settings are those of both."""
 
+    @checked("diagnostics")
     def __init__(
         self,
-        every: int,
-        images: int,
-        batch: int,
-        models: str = "clients",
-        estimator: Estimator = "unbiased",
-        most: int = 10,
-        layers: str | Sequence[str] = "auto",
-        pairs: str = "official",
-        values: int = 16384,
+        every: Annotated[int, COUNT, "rounds: the first is measured, and each that this divides"],
+        images: Annotated[int, at_least(2), "cka: images of the test set, the same in all rounds"],
+        batch: Annotated[
+            int, at_least(2), "cka: images that share a Gram matrix; divides the number of images"
+        ],
+        models: Annotated[
+            Literal["clients", "capacities"],
+            "cka: clients, the cohort's as trained; capacities, the server's of each capacity, "
+            "after the round",
+        ] = "clients",
+        estimator: Annotated[
+            Literal["unbiased", "biased"],
+            "cka: of HSIC, unbiased (Song et al., over mini-batches as Nguyen et al.) or biased "
+            "(Kornblith et al.)",
+        ] = "unbiased",
+        most: Annotated[int, at_least(2), "cka: clients looked at, the first of the cohort"] = 10,
+        layers: Annotated[
+            str | list[str],
+            LAYERS,
+            "gradients: whose updates; auto, those of InCo's cross-layer pairs, or names",
+        ] = "auto",
+        pairs: Annotated[
+            Literal["official", "paper"],
+            "gradients: official, the published code's; paper, the first layer of a stage with all "
+            "later ones",
+        ] = "official",
+        values: Annotated[
+            int,
+            at_least(0),
+            "gradients: numbers kept of each layer's update, to compare two runs with; 0: none",
+        ] = 16384,
     ) -> None:
         self.parts = (
             CKA(every, images, batch, models, estimator, most),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from inco.diagnostics import Deltas, NoDiagnostics, Subject
 from inco.diagnostics.histogram import count, edges
 from inco.errors import ConfigError
 from inco.flat import Layout
+from inco.settings import COUNT, LAYERS, at_least, checked
 from inco.types import Pair, ServerStep
 
 
@@ -25,25 +26,30 @@ class Gradients(NoDiagnostics):
     """Histograms of deltas and of the aggregated update, its norm by layer, and Theorem 3.1's theta
     and beta, whatever the transform.
 
-    the first round is measured, and each that `every` divides; `layers`: "auto", those of the
-    cross-layer pairs, or names as `layer3.1.conv2`; `pairs`: "official" or "paper"; `values`:
-    numbers kept of each layer's update, to compare runs with (0: none). Of a larger update the same
-    columns are kept in every run. Metrics of a layer are there where somebody has sent it. Chan et
-    al., ICLR 2024, Internal Cross-layer Gradients, Section 2.2 and Theorem 3.1.
+    Of an update with more than `values` numbers the same columns are kept in every run. Metrics of
+    a layer are there where somebody has sent it. Chan et al., ICLR 2024, Internal Cross-layer
+    Gradients, Section 2.2 and Theorem 3.1.
     """
 
+    @checked("diagnostics")
     def __init__(
         self,
-        every: int,
-        layers: str | Sequence[str] = "auto",
-        pairs: str = "official",
-        values: int = 16384,
+        every: Annotated[int, COUNT, "rounds: the first is measured, and each that this divides"],
+        layers: Annotated[
+            str | list[str],
+            LAYERS,
+            "whose updates: auto, those of InCo's cross-layer pairs, or names",
+        ] = "auto",
+        pairs: Annotated[
+            Literal["official", "paper"],
+            "official: the published code's; paper: the first layer of a stage with all later ones",
+        ] = "official",
+        values: Annotated[
+            int,
+            at_least(0),
+            "numbers kept of each layer's update, to compare two runs with; 0: none",
+        ] = 16384,
     ) -> None:
-        if isinstance(layers, str) and layers != "auto":
-            raise ConfigError(
-                f"diagnostics.layers={layers}: use auto, or a list of layers as"
-                " [layer3.0.conv1,layer3.1.conv1]"
-            )
         self.every = every
         self.layers = layers
         self.style = pairs

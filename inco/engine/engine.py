@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from inco.callbacks import Callback
 from inco.clients.trainer import Trainer
 from inco.engine.failure import client_failed
 from inco.engine.ranks import Ranks
@@ -45,7 +46,7 @@ class Engine:
     `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their
     weighting; `buffer_weighting`: that of buffers; `population`: who holds what in it; `cohort`:
     clients a round; `flops`: cost of one image's forward pass by level; `side`: entries of the
-    split's side sums; `on_client`: called with (done, of) after each of this rank's clients.
+    split's side sums.
     """
 
     def __init__(
@@ -73,11 +74,6 @@ class Engine:
         self._sums = RoundSums(
             list(uploads), params.numel, buffers.numel, cohort, ranks.device, side
         )
-        self.on_client: Callable[[int, int], None] | None = None
-        self.on_task: Callable[[ClientTask], None] | None = (
-            None  # called before each of this rank's clients
-        )
-        self.observe: Observe | None = None  # called with each of this rank's clients, just trained
 
     def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
         """Return the positions in the cohort that each rank trains."""
@@ -100,15 +96,22 @@ class Engine:
         )
 
     def map_reduce(
-        self, cohort: Cohort, w: Tensor, b: Tensor, server: Mapping[str, Tensor]
+        self,
+        cohort: Cohort,
+        w: Tensor,
+        b: Tensor,
+        server: Mapping[str, Tensor],
+        observe: Observe | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Aggregate:
         """Train the cohort and return its averages.
 
+        `observe`: called with each of this rank's clients, just trained; `callbacks`: hear of it.
         Raises on every rank alike where any client failed.
         """
         mine = self.plan(cohort.tasks)[self.ranks.rank]
         self._sums.reset()
-        error = self._guarded(lambda: self._train(cohort, mine, w, b, server))
+        error = self._guarded(lambda: self._train(cohort, mine, w, b, server, observe, callbacks))
         with span("reduction, and waiting for other workers"):
             self._reduce(self._sums.total, error)
         with span("server"):
@@ -121,18 +124,20 @@ class Engine:
         w: Tensor,
         b: Tensor,
         server: Mapping[str, Tensor],
+        observe: Observe | None,
+        callbacks: Sequence[Callback],
     ) -> None:
         for done, position in enumerate(mine, start=1):
             task = cohort.tasks[position]
             sub = cohort.submodels[task.level]
-            if self.on_task:
-                self.on_task(task)
+            for callback in callbacks:
+                callback.on_client_start(task)
             result = self._client(task, sub, w, b, server)
             added = self._add(position, result, sub, cohort)
-            if self.observe and added:
+            if observe and added:
                 with span("diagnostics"):
                     bound = self.trainer.pool.get(sub).bound
-                    self.observe(
+                    observe(
                         position,
                         task.client,
                         task.level,
@@ -140,8 +145,8 @@ class Engine:
                         lambda: _deltas(bound, sub, w),  # noqa: B023  # called at once
                     )
             del result  # its vectors, before the next client's
-            if self.on_client:
-                self.on_client(done, len(mine))
+            for callback in callbacks:
+                callback.on_client_end(task, done, len(mine))
 
     def _add(self, position: int, result: ClientResult, sub: SubModel, cohort: Cohort) -> bool:
         """Add a client's upload, or leave the client out if that is what the uplink does with one

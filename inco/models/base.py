@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,15 @@ def heads_within(form: Form, blocks: int, most: int) -> tuple[list[int], bool]:
     """
     within = [e for e in form.exits if e <= blocks]
     return within, bool(within) and within[-1] == blocks and blocks < most
+
+
+def check_weights(pretrained: bool | str) -> None:
+    """Raise ConfigError where a file of weights is named that is not there."""
+    if isinstance(pretrained, str) and not os.path.isfile(pretrained):
+        raise ConfigError(
+            f"model.pretrained={pretrained}: no such file; use true (published weights), false, or"
+            " the path of a file"
+        )
 
 
 class Family(Protocol):
@@ -165,8 +175,6 @@ def projection(size: int, head: str, hidden: int) -> tuple[nn.Module, int]:
     (Li et al., CVPR 2021, where hidden is the size of the features; narrower relatives keep that of
     the whole model).
     """
-    if head not in ("none", "mlp"):
-        raise ConfigError(f"model.projection_head={head}: must be none or mlp")
     if head == "none":
         return nn.Identity(), size
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from inco.errors import ConfigError
 from inco.fast.pooling import MaxPool2x2
 from inco.flat import Axes
 from inco.models.base import PLAIN, Form, Group, head_axes, scaler
+from inco.settings import COUNT, ImageSize, at_least, checked, many
 from inco.types import Output, Pair
 
 
@@ -61,11 +63,8 @@ class CNNFamily:
     """A plain CNN and its relatives of other widths; it has no blocks that a relative could leave
     out.
 
-    `conv_channels`: channels of each convolution, after each of which the map is halved; `kernel`:
-    their side in pixels; `padding`: zeros around each map (0: at 1x28x28 the maps are 24, 12, 8 and
-    4 wide, and the default sizes give 201,538 parameters); `hidden`: features before the
-    classifier; `image_size`: side in pixels that images are resized to (None: the dataset's usual
-    one); `shape`: [C, S, S] of an image; `num_classes`.
+    `shape`: [C, S, S] of an image; `num_classes`. Raises ConfigError where images are too small for
+    the convolutions.
     """
 
     name = "cnn"
@@ -73,13 +72,18 @@ class CNNFamily:
     after = ("hidden", "fc")
     min_batch = 1
 
+    @checked("model")
     def __init__(
         self,
-        conv_channels: Sequence[int],
-        hidden: int,
-        kernel: int = 5,
-        padding: int = 0,
-        image_size: int | None = None,
+        conv_channels: Annotated[
+            list[int],
+            many(COUNT),
+            "channels of each convolution; a 2x2 max-pooling follows each",
+        ],
+        hidden: Annotated[int, COUNT, "features before the classifier"],
+        kernel: Annotated[int, COUNT, "side of a convolution, pixels"] = 5,
+        padding: Annotated[int, at_least(0), "zeros around each map, pixels a side"] = 0,
+        image_size: ImageSize = None,
         *,
         shape: tuple[int, int, int],
         num_classes: int,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from inco.models.base import (
     Form,
     Group,
     check_keep,
+    check_weights,
     copy_matching,
     head_axes,
     heads_within,
@@ -28,6 +30,7 @@ from inco.models.base import (
     scaler,
 )
 from inco.models.pointwise import Conv1x1
+from inco.settings import COUNT, WEIGHTS, ImageSize, ProjectionHead, checked, many
 from inco.types import Output, Pair
 
 
@@ -174,25 +177,31 @@ class ResNet(nn.Module):
 class ResNetFamily:
     """A global ResNet and its relatives with fewer blocks a stage.
 
-    `blocks`, `widths`: blocks and channels of each stage of the global model; `stem`: "imagenet"
-    (7x7 stride 2 and max-pooling, the paper's, kept even at 32x32) or "small" (3x3 stride 1);
-    `image_size`: side in pixels that images are resized to (None: the dataset's usual one; any size
-    fits the model); `pretrained`: false or a file of weights; `projection_head`: none or mlp
-    (MOON's); `shape`: [C, H, W] of an image; `num_classes`.
+    `shape`: [C, H, W] of an image, any size; `num_classes`. Raises ConfigError where `blocks` and
+    `widths` differ in length, and where published weights are asked for.
     """
 
     recipe = "resnet"
     after = ("projection", "fc")
     min_batch = 2  # BatchNorm over one 1x1 feature map of one image has no variance
 
+    @checked("model")
     def __init__(
         self,
-        blocks: Sequence[int],
-        widths: Sequence[int],
-        stem: str = "imagenet",
-        image_size: int | None = None,
-        pretrained: bool | str = False,
-        projection_head: str = "none",
+        blocks: Annotated[list[int], many(COUNT), "basic blocks of each stage"],
+        widths: Annotated[list[int], many(COUNT), "channels of each stage"],
+        stem: Annotated[
+            Literal["imagenet", "small"],
+            "first layers: imagenet, 7x7 stride 2 and max-pooling (the paper's); small, 3x3"
+            " stride 1",
+        ] = "imagenet",
+        image_size: ImageSize = None,
+        pretrained: Annotated[
+            bool | str,
+            WEIGHTS,
+            "false: fresh weights; or the path of a .safetensors or .pt file of named tensors",
+        ] = False,
+        projection_head: ProjectionHead = "none",
         *,
         shape: tuple[int, int, int],
         num_classes: int,
@@ -202,17 +211,16 @@ class ResNetFamily:
                 f"model.blocks={list(blocks)} and model.widths={list(widths)}: give one of each a"
                 " stage"
             )
-        if stem not in ("imagenet", "small"):
-            raise ConfigError(f"model.stem={stem}: must be imagenet or small")
         if pretrained is True:
             raise ConfigError(
-                "model.pretrained=true: no weights are published for this ResNet; use false or a"
-                " path to a file"
+                "model.pretrained=true: no weights are published for this ResNet; use false, the"
+                " path of a file, or model=vit_small"
             )
         self.blocks = {f"layer{s}": depth for s, depth in enumerate(blocks, start=1)}
         self.widths = list(widths)
         self.stem = stem
         self.image_size = image_size
+        check_weights(pretrained)
         self.pretrained = pretrained
         self.channels = shape[0]
         self.num_classes = num_classes

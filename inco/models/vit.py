@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from timm.layers import Mlp
@@ -23,6 +23,7 @@ from inco.models.base import (
     Form,
     Group,
     check_keep,
+    check_weights,
     copy_matching,
     head_axes,
     heads_within,
@@ -30,6 +31,7 @@ from inco.models.base import (
     read_weights,
     scaler,
 )
+from inco.settings import COUNT, WEIGHTS, ProjectionHead, above, checked
 from inco.types import Output, Pair
 
 
@@ -117,26 +119,34 @@ class ViT(VisionTransformer):
 class ViTFamily:
     """A global ViT and its relatives with fewer blocks.
 
-    `depth`: blocks of the global model; `dim`, `heads`, `patch`, `mlp_ratio` as in the paper;
-    `image_size`: side in pixels that images are resized to; `pretrained`: true (timm's weights
-    called `timm_name`), a file, or false; `projection_head`: none or mlp (MOON's).
+    `shape`: [C, S, S] of an image; `num_classes`. Raises ConfigError where `patch` does not divide
+    `image_size` or `heads` does not divide `dim`, and where weights are asked for that are not
+    published.
     """
 
     recipe = "vit"
     after = ("norm", "projection", "head")
     min_batch = 1
 
+    @checked("model")
     def __init__(
         self,
-        depth: int,
-        dim: int,
-        heads: int,
-        patch: int,
-        image_size: int,
-        mlp_ratio: float = 4.0,
-        pretrained: bool | str = False,
-        timm_name: str | None = None,
-        projection_head: str = "none",
+        depth: Annotated[int, COUNT, "blocks of the global model"],
+        dim: Annotated[int, COUNT, "channels of a token; a multiple of heads"],
+        heads: Annotated[int, COUNT, "attention heads of a block"],
+        patch: Annotated[int, COUNT, "side of a patch, pixels; it divides image_size"],
+        image_size: Annotated[int, COUNT, "side in pixels that images are resized to"],
+        mlp_ratio: Annotated[float, above(0), "features inside a block's MLP, in dim"] = 4.0,
+        pretrained: Annotated[
+            bool | str,
+            WEIGHTS,
+            "true: timm's weights (the paper's); false: fresh ones; or the path of a .safetensors"
+            " or .pt file",
+        ] = False,
+        timm_name: Annotated[
+            str | None, "timm's name of the weights that pretrained=true fetches"
+        ] = None,
+        projection_head: ProjectionHead = "none",
         *,
         shape: tuple[int, int, int],
         num_classes: int,
@@ -163,6 +173,7 @@ class ViTFamily:
         self.patch = patch
         self.image_size = image_size
         self.mlp_ratio = mlp_ratio
+        check_weights(pretrained)
         self.pretrained = pretrained
         self.timm_name = timm_name
         self.channels = shape[0]

@@ -41,7 +41,7 @@ def count(settings: Mapping[str, Any], run: Assembly) -> dict[str, Any]:
     local: Local = build("local", settings["local"])
     number = settings["num_clients"]
     seed = settings["seed"]
-    smallest = run.simulator.engine.trainer.smallest
+    smallest = run.trainer.smallest
     labels = run.dataset.train.labels.cpu().numpy()
     partition = build("partition", settings["partition"])(
         labels, len(run.dataset.classes), number, numpy_rng(seed, "partition")

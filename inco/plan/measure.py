@@ -29,7 +29,6 @@ from inco.records.checkpoint import Checkpoints
 from inco.records.record import plain
 from inco.run.pictures import draw
 from inco.run.resume import pack
-from inco.simulator import Metrics, ServerState
 
 # steps and seconds of training that are enough; a round that never comes
 _MOST_STEPS = 30
@@ -39,10 +38,6 @@ _WARM_IMAGES = 4  # of a step in the first round, which warms up and says what t
 _FORWARD = 1 / 3  # of a training step, for what cannot be measured in time
 
 Write = Callable[[Mapping[str, Any]], None]
-
-
-class _Enough(Exception):
-    """The round that was to be measured is over."""
 
 
 class Measuring:
@@ -88,7 +83,7 @@ class Measuring:
         self.clients = chosen_clients(simulator.population)
         self.chosen = Chosen(simulator.population)
         simulator.population = self.chosen
-        self.watch = Stopwatch(simulator.engine, simulator.algorithm, ranks.device)
+        self.watch = Stopwatch(simulator.algorithm, ranks.device)
         self.state = simulator.start(settings["seed"])
         # what depends on the round is as in the middle of a run
         self.state.round = settings["rounds"] // 2
@@ -124,7 +119,7 @@ class Measuring:
             time.time() - began if self.ranks.device.type == "cuda" else time.process_time()
         )
         self.write(self.found)
-        smallest = self.run.simulator.engine.trainer.smallest
+        smallest = self.run.trainer.smallest
         warm = max(smallest, min(_WARM_IMAGES, self.batch or self.short))
         self._keep(self._round(warm, 1))
         self.found["levels"].clear()  # the first time of everything
@@ -203,7 +198,7 @@ class Measuring:
     def _round(self, images: int, epochs: int) -> list[Seen]:
         """Do a round in which each chosen client trains on so many images, so many times."""
         simulator = self.run.simulator
-        trainer = self.run.simulator.engine.trainer
+        trainer = self.run.trainer
         before, trainer.local.epochs, trainer.local.batch_size = (
             (trainer.local.epochs, trainer.local.batch_size),
             epochs,
@@ -212,18 +207,12 @@ class Measuring:
         self.chosen.plan(self.clients, images)
         self.watch.seen = []
 
-        def enough(state: ServerState, metrics: Metrics) -> None:
-            self.found["row_bytes"] = max(
-                len(json.dumps(plain(metrics))), self.found.get("row_bytes", 0)
-            )
-            self.metrics = metrics
-            raise _Enough
-
         began = self.watch.now()
-        try:
-            simulator.run(self.state, _NEVER, enough)
-        except _Enough:
-            took = self.watch.now() - began
+        metrics = simulator.round(self.state, callbacks=[self.watch])
+        took = self.watch.now() - began
+        self.metrics = metrics
+        row_bytes = len(json.dumps(plain(metrics)))
+        self.found["row_bytes"] = max(row_bytes, self.found.get("row_bytes", 0))
         trainer.local.epochs, trainer.local.batch_size = before
         self.found["server"] = max(0.0, took - sum(seen.whole for seen in self.watch.seen))
         self.steps += epochs * len(self.watch.seen)
@@ -293,7 +282,7 @@ class Measuring:
 
     def _watching(self) -> None:
         """Do a round with diagnostics, where the settings have some."""
-        if type(self.diagnostics) is NoDiagnostics:
+        if not self.diagnostics.watch(1):
             return
         every = self.settings["diagnostics"].get("every", 1)
         self.state.round = (

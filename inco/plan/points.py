@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inco.config.front import check
 from inco.config.naming import register
 from inco.errors import ConfigError, InCoError
+from inco.run.front import check
 from inco.run.resume import verdict
 
 # costs nothing, or nothing that is measured here

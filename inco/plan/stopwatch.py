@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from inco.algorithms.fedavg import Algorithm
-from inco.engine.engine import Engine
+from inco.callbacks import Callback
 from inco.types import ClientTask, LocalRun
 
 
@@ -39,14 +39,14 @@ class Seen:
         return max(0.0, self.whole - self.start - sum(self.steps))
 
 
-class Stopwatch:
-    """Watches an engine's clients through its own hooks and those of its algorithm.
+class Stopwatch(Callback):
+    """Times the clients of a round, and their steps by the hooks of its algorithm.
 
     On a CPU it counts the time that this process had a core: others who are busy meanwhile change
     little.
     """
 
-    def __init__(self, engine: Engine, algorithm: Algorithm, device: torch.device) -> None:
+    def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
         self.seen: list[Seen] = []
         self._cuda = device.type == "cuda"
         self._began = 0.0
@@ -54,8 +54,6 @@ class Stopwatch:
         self._clock = perf_counter if self._cuda else process_time
         self._wall = perf_counter()
         self._own = process_time()
-        engine.on_task = self._begin
-        engine.on_client = self._end
         start = algorithm.local_start
         step = algorithm.local_step
         end = algorithm.local_end
@@ -74,11 +72,11 @@ class Stopwatch:
         """Return which share of a core this process has had since the stopwatch was made."""
         return (process_time() - self._own) / max(perf_counter() - self._wall, 1e-9)
 
-    def _begin(self, task: ClientTask) -> None:
+    def on_client_start(self, task: ClientTask) -> None:
         self._began = self.now()
         self.seen.append(Seen(task.level, len(task.examples)))
 
-    def _end(self, done: int, of: int) -> None:
+    def on_client_end(self, task: ClientTask, done: int, of: int) -> None:
         self.seen[-1].whole = self.now() - self._began
 
     def _around_start(self, inner: Callable[[LocalRun], None]) -> Callable[[LocalRun], None]:

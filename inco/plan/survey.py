@@ -65,11 +65,8 @@ def survey(settings: Mapping[str, Any]) -> dict[str, Any]:
     files = {
         level: client_file_bytes(algorithm, sub, split, moving) for level, sub in submodels.items()
     }
-    mixed = (
-        2 * len(split.pairs("official"))
-        if whole["transform"]["_target_"] != "inco.server.transforms.Identity"
-        else 0
-    )
+    transform = build("transform", whole["transform"]).bind(split.params, split.pairs)
+    mixed = 2 * len(getattr(transform, "pairs", ()))
     return {
         "capacities": [split.names[level] for level in sorted(submodels)],
         "sizes": sizes(cast(Assembly, seen)),

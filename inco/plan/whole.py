@@ -13,7 +13,6 @@ from inco.plan.counting import count
 from inco.plan.measure import Write, peak
 from inco.plan.standin import prepared
 from inco.records.record import plain
-from inco.simulator import Metrics
 
 
 def whole_rounds(settings: Mapping[str, Any], ranks: Ranks, began: float, write: Write) -> None:
@@ -31,10 +30,10 @@ def whole_rounds(settings: Mapping[str, Any], ranks: Ranks, began: float, write:
         "notes": notes,
         "images": len(run.dataset.test.labels),
     }
-    rows: list[Metrics] = []
     simulator = run.simulator
-    simulator.run(simulator.start(settings["seed"]), 2, lambda state, metrics: rows.append(metrics))
-    row = rows[-1]
+    state = simulator.start(settings["seed"])
+    simulator.round(state)
+    row = simulator.round(state, last=True)
     tasks = simulator.population.tasks(2)
     flops = {level: float(cost.train_flops) for level, cost in run.costs.items()}
     work = sum(flops[task.level] * simulator.images_trained(len(task.examples)) for task in tasks)
@@ -49,7 +48,7 @@ def whole_rounds(settings: Mapping[str, Any], ranks: Ranks, began: float, write:
         ),
         "lines": [{"counts": count(whole, run), "transform": 0.0, "notes": notes}],
         "measured": (
-            f"{sum(map(simulator.engine.trainer.steps, (len(t.examples) for t in tasks)))} steps,"
+            f"{sum(map(run.trainer.steps, (len(t.examples) for t in tasks)))} steps,"
             f" {found['images']:,} images"
         ),
         "row_bytes": len(json.dumps(plain(row))),

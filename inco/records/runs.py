@@ -6,6 +6,7 @@ Nothing here writes, and a run may be under way while it is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,15 @@ import numpy as np
 
 from inco.errors import DataError
 from inco.records.arrays import ArrayStore, read_npz
+from inco.records.names import flat
 from inco.records.record import RunRecord
 
 _MARKS = ("about.json", "metrics.jsonl", "summary.json")
+_FREE = ("tracker", "engine", "experiment", "debug")  # no result depends on them
+_NAMED = ("dataset", "model", "split", "algorithm", "transform")
+_NAME = re.compile(
+    r"-".join(rf"(?P<{word}>[^-]+)" for word in _NAMED) + r"-s(?P<seed>\d+)-(?P<digest>[0-9a-f]{8})"
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,70 @@ class Run:
         return ArrayStore(self.folder)
 
     @property
+    def known(self) -> dict[str, Any]:
+        """All that is known of it; its start has the last word."""
+        return {**self.summary, **self.about}
+
+    @property
     def name(self) -> str:
         return str(self.about.get("name", self.folder.name))
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """What its folder's name tells where that was made from its settings: options, seed and
+        digest.
+        """
+        found = _NAME.fullmatch(self.folder.name)
+        return found.groupdict() if found else {}
+
+    @property
+    def seed(self) -> Any:
+        """Its seed; None where nothing tells it."""
+        told = int(self.named["seed"]) if self.named else None
+        return self.known.get("seed", told)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """Its settings as they were recorded, nested; empty where they were not."""
+        return self.about.get("settings") or self.summary.get("settings") or {}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings that a result depends on, with dotted keys, the seed left out."""
+        return flat({k: v for k, v in self.recorded.items() if k not in ("seed", "options")})
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The chosen options that a result depends on, by group; where about.json does not have
+        them, those that its settings and its folder's name tell.
+        """
+        told = self.about.get("choices")
+        if told:
+            return {group: option for group, option in told.items() if group not in _FREE}
+        named = {group: self.named[group] for group in _NAMED if self.named}
+        return self.recorded.get("options", {}) | named
+
+    @property
+    def capacities(self) -> list[str]:
+        """Names of the capacities, smallest first; without about.json, those that its summary and
+        rows speak of.
+        """
+        told = self.about.get("capacities")
+        keys = dict.fromkeys(key for row in [self.summary, *self.rows] for key in row)
+        prefix = "test/acc/"
+        found = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+        return list(told or (name for name in found if not name.endswith("_best")))
+
+    @property
+    def done(self) -> int:
+        """The last round that it has finished."""
+        return self.rows[-1]["round"] if self.rows else 0
+
+    @property
+    def planned(self) -> int:
+        """How many rounds it is to have."""
+        told = self.about.get("rounds") or self.summary.get("rounds") or self.done
+        return max(int(told), self.done)
 
     @property
     def status(self) -> str:
@@ -58,6 +127,11 @@ class Run:
         ended.
         """
         return str(self.summary.get("status", "running"))
+
+    @property
+    def outcome(self) -> str:
+        """How it ended; one that has not said so may be running, or may have been killed."""
+        return "no end recorded" if self.status == "running" else self.status
 
     def partition(self) -> dict[str, np.ndarray] | None:
         """Return `counts` [clients shown, classes], `levels` [clients shown], and `clients`, how
@@ -69,9 +143,8 @@ class Run:
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the rounds that have a metric, and its values there."""
         having = [(row["round"], row[key]) for row in self.rows if row.get(key) is not None]
-        return np.array([r for r, _ in having], dtype=int), np.array(
-            [v for _, v in having], dtype=float
-        )
+        rounds, values = zip(*having, strict=True) if having else ((), ())
+        return np.array(rounds, dtype=int), np.array(values, dtype=float)
 
     def _json(self, name: str) -> Mapping[str, Any]:
         path = self.folder / name

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from inco.records.groups import Group, Spread, spread
 from inco.records.runs import Run
 from inco.report.curves import Chart, Curve, kept
-from inco.report.groups import Group
-from inco.report.stats import Spread, spread
 
 
 def band(name: str, caption: str, groups: Sequence[Group], key: str, **more: Any) -> Chart | None:
@@ -24,15 +23,10 @@ def band(name: str, caption: str, groups: Sequence[Group], key: str, **more: Any
     curves = []
     for k, (one, by_round) in enumerate(there):
         at = [by_round.get(round, Spread(None, None, 0)) for round in x]
-        spreads = [point.sd for point in at]
-        curves.append(
-            Curve(
-                one.label,
-                [point.mean for point in at],
-                style=k,
-                spread=spreads if any(sd is not None for sd in spreads) else None,
-            )
-        )
+        means = [point.mean for point in at]
+        sds = [point.sd for point in at]
+        known = any(sd is not None for sd in sds)
+        curves.append(Curve(one.label, means, style=k, spread=sds if known else None))
     return Chart(name, caption, x, curves, **more)
 
 

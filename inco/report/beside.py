@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inco.records.groups import Group, Spread, spread
 from inco.report import groups, paper
-from inco.report.facts import capacities
-from inco.report.groups import Gain, Group
+from inco.report.groups import Gain
 from inco.report.page import Section, section
 from inco.report.paper import Entry
-from inco.report.stats import Spread, spread
 from inco.report.tables import Number, Table, as_markdown, plus_minus
 from inco.report.text import MISSING, setting
 
@@ -88,11 +87,12 @@ class Beside:
 
     def tables(self) -> dict[str, Table]:
         """Return the tables that have rows, by the name that they have on the page."""
-        found = {
-            "paper": accuracy_table(self.lines) if self.lines else None,
-            "sizes": size_table(self.sizes) if self.sizes else None,
-        }
-        return {name: table for name, table in found.items() if table}
+        found = {}
+        if self.lines:
+            found["paper"] = accuracy_table(self.lines)
+        if self.sizes:
+            found["sizes"] = size_table(self.sizes)
+        return found
 
     def lead(self) -> str:
         """Say what the published numbers are, and what differs from the paper's runs."""
@@ -135,44 +135,40 @@ class Beside:
         row: dict[str, Any] = {}
         for line in (line for line in self.lines if line.group is one):
             entry = line.entry
-            name = f"paper {line.entry.part}" if line.entry.part else "paper"
-            row |= {
-                f"{name} where": entry.where,
-                f"{name} method": entry.method,
-                f"{name} printed": "yes" if entry.printed else "chart",
+            told = {
+                "where": entry.where,
+                "method": entry.method,
+                "printed": "yes" if entry.printed else "chart",
+                "rounds": entry.rounds,
+                "mean": entry.mean,
+                "sd": entry.deviation,
+                "difference": line.difference,
+                "within": line.within or None,
+                "gain": line.their_gain,
             }
-            row |= {
-                f"{name} rounds": entry.rounds,
-                f"{name} mean": entry.mean,
-                f"{name} sd": entry.deviation,
-            }
-            row |= {
-                f"{name} difference": line.difference,
-                f"{name} within": line.within or None,
-                f"{name} gain": line.their_gain,
-            }
-        return row | {
-            f"paper {size.entry.key}": round(size.theirs, 9)
-            for group, size in self.sizes
-            if group is one
-        }
+            name = f"paper {entry.part}" if entry.part else "paper"
+            row |= {f"{name} {key}": value for key, value in told.items()}
+        for group, size in self.sizes:
+            if group is one:
+                row[f"paper {size.entry.key}"] = round(size.theirs, 9)
+        return row
 
 
 def beside(found: Sequence[Group], gains: Sequence[Gain]) -> Beside:
     """Return what stands beside published numbers. Sizes do at the paper's scale alone."""
     bases = {id(gain.group): gain.base for gain in gains}
     lines = []
-    sizes = []
+    sizes: list[tuple[Group, Size]] = []
     for one in found:
         for entry in paper.published(one):
-            if entry.measure == "test/acc" and entry.part in ("", *capacities(one.runs[0])):
+            if entry.measure == "test/acc" and entry.part in ("", *one.runs[0].capacities):
                 lines.append(_line(one, entry, bases.get(id(one))))
             elif entry.measure in _SIZES and one.scale == "paper":
-                sizes += [(one, size) for size in _size(one, entry)]
-    return Beside(
-        sorted(lines, key=lambda line: line.entry.row),
-        sorted(sizes, key=lambda pair: pair[1].entry.row),
-    )
+                size = _size(one, entry)
+                sizes += [(one, size)] if size else []
+    lines.sort(key=lambda line: line.entry.row)
+    sizes.sort(key=lambda pair: pair[1].entry.row)
+    return Beside(lines, sizes)
 
 
 def _line(one: Group, entry: Entry, base: Group | None) -> Line:
@@ -184,64 +180,34 @@ def _line(one: Group, entry: Entry, base: Group | None) -> Line:
     return Line(one, entry, ours, spread(list(by_seed.values())), theirs)
 
 
-def _size(one: Group, entry: Entry) -> list[Size]:
-    ours = one.size(
-        {"comm": "mean_params", "flops": "mean_flops"}.get(entry.measure, f"params/{entry.part}")
-    )
+def _size(one: Group, entry: Entry) -> Size | None:
+    means = {"comm": "mean_params", "flops": "mean_flops"}
+    ours = one.size(means.get(entry.measure, f"params/{entry.part}"))
     if ours is None:
-        return []
+        return None
     if entry.measure == "ratio":
-        ours /= max(
-            one.size(f"params/{name}") or 0.0 for name in (*capacities(one.runs[0]), entry.part)
-        )
+        names = (*one.runs[0].capacities, entry.part)
+        ours /= max(one.size(f"params/{name}") or 0.0 for name in names)
     size = Size(entry, ours, entry.note)
-    fewer = (one.facts.get("dataset"), one.facts.get("model")) == (
-        "fashion_mnist",
-        "resnet26",
-    ) and entry.measure in ("params", "comm")
-    return [
-        (
-            Size(entry, ours, "; ".join(filter(None, (entry.note, _ONE_CHANNEL))))
-            if fewer and size.text != entry.text
-            else size
-        )
-    ]
+    model = (one.facts.get("dataset"), one.facts.get("model"))
+    fewer = model == ("fashion_mnist", "resnet26") and entry.measure in ("params", "comm")
+    if not fewer or size.text == entry.text:
+        return size
+    return Size(entry, ours, "; ".join(filter(None, (entry.note, _ONE_CHANNEL))))
 
 
 def accuracy_table(shown: Sequence[Line]) -> Table:
     """Return a row a published accuracy and group."""
-    heads = [
-        "where",
-        "method",
-        "dataset",
-        "alpha",
-        "scale",
-        "rounds",
-        "n",
-        "ours, %",
-        "theirs, %",
-        "difference",
-        "within theirs",
-    ]
-    heads += ["our gain", "their gain"]
+    heads = ["where", "method", "dataset", "alpha", "scale", "rounds", "n", "ours, %", "theirs, %"]
+    heads += ["difference", "within theirs", "our gain", "their gain"]
     rows = []
     for line in shown:
+        entry = line.entry
         rounds = line.group.facts["rounds"]
-        n = len(line.group.counted)
-        cells: list[Any] = [
-            *_named(line),
-            Number(
-                rounds, f"{rounds} of {line.entry.rounds}" if line.entry.rounds else str(rounds)
-            ),
-        ]
-        cells += [
-            Number(n, str(n)),
-            line.ours,
-            Number(line.entry.mean, line.entry.text),
-            _signed(line.difference, 2),
-            line.within,
-        ]
-        rows.append([*cells, _gain(line.gain), _signed(line.their_gain, 1)])
+        of = f"{rounds} of {entry.rounds}" if entry.rounds else str(rounds)
+        cells: list[Any] = [*_named(line), Number(rounds, of), Number.of(len(line.group.counted))]
+        cells += [line.ours, Number(entry.mean, entry.text), _signed(line.difference, 2)]
+        rows.append([*cells, line.within, _gain(line.gain), _signed(line.their_gain, 1)])
     names = [tuple(row[:5]) for row in rows]
     if len(set(names)) < len(names):  # two groups beside one number, as two rules of InCo
         heads.insert(2, "group")
@@ -263,13 +229,8 @@ def _named(line: Line) -> list[str]:
     facts = paper.known(line.group)
     method = f"{entry.method}, {entry.part}" if entry.part else entry.method
     alpha = setting(facts["partition.alpha"]) if "partition.alpha" in facts else MISSING
-    return [
-        entry.where if entry.printed else f"{entry.where} (chart)",
-        method,
-        setting(facts.get("dataset")),
-        alpha,
-        line.group.scale,
-    ]
+    where = entry.where if entry.printed else f"{entry.where} (chart)"
+    return [where, method, setting(facts.get("dataset")), alpha, line.group.scale]
 
 
 def _signed(value: float | None, digits: int) -> Number:
@@ -277,11 +238,9 @@ def _signed(value: float | None, digits: int) -> Number:
 
 
 def _gain(gain: Spread | None) -> Number:
-    return (
-        Number(gain.mean, plus_minus(gain, "\N{PLUS-MINUS SIGN}", signed=True))
-        if gain
-        else Number(None, MISSING)
-    )
+    if gain is None:
+        return Number(None, MISSING)
+    return Number(gain.mean, plus_minus(gain, "\N{PLUS-MINUS SIGN}", signed=True))
 
 
 def size_table(sizes: Sequence[tuple[Group, Size]]) -> Table:
@@ -290,18 +249,10 @@ def size_table(sizes: Sequence[tuple[Group, Size]]) -> Table:
     cells: list[list[Any]] = []
     for size in rows.values():
         entry = size.entry
-        letter = "" if size.entry.measure == "ratio" else "M"
+        letter = "" if entry.measure == "ratio" else "M"
         what = f"{_SIZES[entry.measure]}, {entry.part}" if entry.part else _SIZES[entry.measure]
         both = [Number(size.ours, size.text + letter), Number(size.theirs, entry.text + letter)]
-        cells.append(
-            [
-                entry.where,
-                entry.method,
-                what,
-                *both,
-                "yes" if size.text == entry.text else "no",
-                size.note,
-            ]
-        )
+        same = "yes" if size.text == entry.text else "no"
+        cells.append([entry.where, entry.method, what, *both, same, size.note])
     heads = ["where", "method", "what", "ours", "theirs", "as printed", "remark"]
     return Table("Sizes beside the published, ours with as many digits", heads, cells)

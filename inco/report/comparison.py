@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from inco.errors import ConfigError
+from inco.records.groups import Group
 from inco.records.record import atomic_write
 from inco.records.runs import Run
 from inco.report import facts, groups
 from inco.report.band import band
 from inco.report.beside import Beside, beside
-from inco.report.groups import Gain, Group
+from inco.report.groups import Gain
 from inco.report.markup import Html, html, tag
-from inco.report.page import HINT, Section, document, section, sections, table
+from inco.report.page import HINT, Section, document, folded, section, sections, table
 from inco.report.run_page import NAME, figures
 from inco.report.stats import note
 from inco.report.tables import Number, Table, as_csv, as_markdown, joined
@@ -55,11 +57,7 @@ def write_comparison(runs: Sequence[Run], out: Path, title: str) -> list[Path]:
 
 def capacities(found: Sequence[Group]) -> list[str]:
     """Return the capacities of all groups, in the order of the first that has them."""
-    return list(
-        dict.fromkeys(
-            name for one in found for run in one.runs[:1] for name in facts.capacities(run)
-        )
-    )
+    return list(dict.fromkeys(chain.from_iterable(one.runs[0].capacities for one in found)))
 
 
 def main_table(found: Sequence[Group], by_capacity: bool = True) -> Table:
@@ -70,43 +68,24 @@ def main_table(found: Sequence[Group], by_capacity: bool = True) -> Table:
     keys = groups.varying(found)
     names = capacities(found) if by_capacity else []
     scores = ["test/acc", "test/acc_best", *(f"test/acc/{name}" for name in names)]
-    heads = [
-        *(keys or ["group"]),
-        "n",
-        "last, %",
-        "best, %",
-        *(f"{name}, %" for name in names),
-        "parameters",
-        "FLOPs",
-        "wall time",
-    ]
+    heads = [*(keys or ["group"]), "n", "last, %", "best, %", *(f"{name}, %" for name in names)]
     rows = []
     for one in found:
-        head = [setting(one.facts[key]) if key in one.facts else MISSING for key in keys] or [
-            one.label
-        ]
+        told = [setting(one.facts[key]) if key in one.facts else MISSING for key in keys]
         params = one.size("mean_params")
         flops = one.size("mean_flops")
         wall = one.spread("wall_s").mean
-        sizes = [
-            Number(params, amount(params)),
-            Number(flops, amount(flops)),
-            Number(wall, clock(wall)),
-        ]
-        rows.append(
-            [
-                *head,
-                Number(len(one.counted), str(len(one.counted))),
-                *(one.spread(key) for key in scores),
-                *sizes,
-            ]
-        )
-    first = len(keys) or 1
+        row: list[Any] = [*(told or [one.label]), Number.of(len(one.counted))]
+        row += [one.spread(key) for key in scores]
+        row += [Number(params, amount(params)), Number(flops, amount(flops))]
+        rows.append([*row, Number(wall, clock(wall))])
+    first = (len(keys) or 1) + 1
     caption = (
         "Test accuracy, mean \N{PLUS-MINUS SIGN} standard deviation over seeds (n - 1); sizes are"
         " means over clients"
     )
-    return Table(caption, heads, rows, best=set(range(first + 1, first + 1 + len(scores))))
+    heads += ["parameters", "FLOPs", "wall time"]
+    return Table(caption, heads, rows, best=set(range(first, first + len(scores))))
 
 
 def capacity_table(found: Sequence[Group], measure: str) -> Table | None:
@@ -116,16 +95,8 @@ def capacity_table(found: Sequence[Group], measure: str) -> Table | None:
     names = capacities(found)
     if len(names) < 2:
         return None
-    rows = [
-        [
-            one.label,
-            *(
-                one.spread(f"test/acc/{name}{'_best' if measure == 'best' else ''}")
-                for name in names
-            ),
-        ]
-        for one in found
-    ]
+    end = "_best" if measure == "best" else ""
+    rows = [[one.label, *(one.spread(f"test/acc/{name}{end}") for name in names)] for one in found]
     caption = f"{measure.capitalize()} test accuracy by capacity, %"
     return Table(caption, ["group", *names], rows, best=set(range(1, len(names) + 1)))
 
@@ -134,26 +105,13 @@ def gain_table(gains: Sequence[Gain]) -> Table:
     """Return a row a pair and measure: the mean gain, each seed's, and what can be said of it."""
     rows = []
     for gain in gains:
-        each = (
-            joined(f"{value:+.2f} (seed {setting(s)})" for s, value in gain.by_seed.items())
-            or MISSING
-        )
+        each = joined(f"{value:+.2f} (seed {setting(s)})" for s, value in gain.by_seed.items())
         p = Number(gain.p, MISSING if gain.p is None else f"{gain.p:.3g}")
-        rows.append(
-            [
-                gain.group.label,
-                gain.base.label,
-                gain.measure,
-                each,
-                gain.spread,
-                p,
-                note(gain.spread.n),
-            ]
-        )
+        names = [gain.group.label, gain.base.label, gain.measure]
+        rows.append([*names, each or MISSING, gain.spread, p, note(gain.spread.n)])
     heads = ["group", "base", "accuracy", "gain by seed, points", "mean gain, points", "p", "note"]
-    return Table(
-        "Gain over the same settings with transform=none, paired by seed", heads, rows, signed=True
-    )
+    caption = "Gain over the same settings with transform=none, paired by seed"
+    return Table(caption, heads, rows, signed=True)
 
 
 def comparison_markdown(
@@ -191,15 +149,13 @@ def _left_out(found: Sequence[Group]) -> str:
 
 def _caution(gains: Sequence[Gain]) -> str:
     """Say how to read the p-values."""
+    told = "p: exact sign-flip permutation test, two-sided, not corrected for the number of"
     rest = (
         f" There are {len(gains)} of them: with so many tests, small ones come by chance."
         if len(gains) > 2
         else ""
     )
-    return (
-        "p: exact sign-flip permutation test, two-sided, not corrected for the number of"
-        f" comparisons.{rest}\n"
-    )
+    return f"{told} comparisons.{rest}\n"
 
 
 def comparison_html(
@@ -214,11 +170,12 @@ def comparison_html(
         " group's runs differ in their seed alone."
     )
     links = [tag("a", name, href=name) for name in _FILES]
+    files = [html(" \N{MIDDLE DOT} " if k else "", link) for k, link in enumerate(links)]
     head = tag(
         "header",
         tag("h1", title),
         tag("p", told, class_="lead"),
-        tag("p", _spaced(links), class_="files"),
+        tag("p", files, class_="files"),
         _filter(gains, found, theirs),
     )
     parts = [
@@ -233,18 +190,9 @@ def comparison_html(
     return document(f"{title} \N{MIDDLE DOT} InCo", [head, sections(parts), foot], data)
 
 
-def _spaced(parts: Sequence[Html]) -> Html:
-    return html(*(html(" \N{MIDDLE DOT} " if k else "", part) for k, part in enumerate(parts)))
-
-
 def _filter(gains: Sequence[Gain], found: Sequence[Group], theirs: Beside) -> Html:
-    names = [
-        "groups",
-        *(groups.MEASURES if capacity_table(found, "last") else ()),
-        *(["gains"] if gains else []),
-        *theirs.tables(),
-        "runs",
-    ]
+    measures = groups.MEASURES if capacity_table(found, "last") else ()
+    names = ["groups", *measures, *(["gains"] if gains else []), *theirs.tables(), "runs"]
     tables = " ".join(f"{name}-table" for name in names)
     box = tag(
         "input",
@@ -289,18 +237,17 @@ def strip(values: Sequence[float], most: float) -> Html:
     """
     wide = 120.0
     high = 18.0
-    at = [
-        f"{wide / 2 + v / most * (wide / 2 - 5):.1f}" for v in (*values, sum(values) / len(values))
-    ]
+    mean = sum(values) / len(values)
+    at = [f"{wide / 2 + v / most * (wide / 2 - 5):.1f}" for v in (*values, mean)]
     dots = [tag("circle", cx=x, cy=high / 2, r=3.2, class_="dot") for x in at[:-1]]
     zero = tag("line", x1=wide / 2, x2=wide / 2, y1=0, y2=high, class_="axis")
-    mean = tag("line", x1=at[-1], x2=at[-1], y1=2, y2=high - 2, class_="mean")
+    bar = tag("line", x1=at[-1], x2=at[-1], y1=2, y2=high - 2, class_="mean")
     told = f"Gains by seed: {joined(f'{v:+.2f}' for v in values)}"
     return tag(
         "svg",
         zero,
         dots,
-        mean,
+        bar,
         width=wide,
         height=high,
         viewBox=f"0 0 {wide} {high}",
@@ -327,99 +274,67 @@ def _runs(runs: Sequence[tuple[Run, Group]], out: Path) -> Section | None:
     for run, one in runs:
         last, best, _ = facts.scores(run)[""]
         page = run.folder / NAME
-        name = (
-            tag("a", run.name, href=quote(os.path.relpath(page, out)))
-            if page.exists()
-            else run.name
-        )
-        done = run.rows[-1]["round"] if run.rows else 0
+        there = page.exists()
+        name = tag("a", run.name, href=quote(os.path.relpath(page, out))) if there else run.name
         wall = run.summary.get("wall_s")
-        words = [name, one.label, facts.badge(facts.status(run)), setting(groups.seed(run))]
-        rows.append(
-            [
-                *words,
-                (f"{done:,}", done),
-                (percent(last), last),
-                (percent(best), best),
-                (clock(wall), wall),
-            ]
-        )
+        words = [name, one.label, facts.badge(run.outcome), setting(run.seed)]
+        numbers = [(f"{run.done:,}", run.done), (percent(last), last), (percent(best), best)]
+        rows.append([*words, *numbers, (clock(wall), wall)])
     heads = ("run", "group", "status", "seed", "rounds", "last", "best", "wall time")
-    return section(
-        "runs",
-        "Runs",
-        table("All runs", heads, rows, sortable=True, name="runs-table", words=range(3)),
-    )
+    shown = table("All runs", heads, rows, sortable=True, name="runs-table", words=range(3))
+    return section("runs", "Runs", shown)
 
 
 def _common(found: Sequence[Group]) -> Section | None:
     same = groups.common(found)
-    rows = [[key, tag("code", setting(value))] for key, value in same.items()]
-    chosen = [
-        f"{key} {value}" for key, value in same.items() if key in groups.choices(found[0].runs[0])
-    ]
-    whole = table("Choices and settings of all groups", ("setting", "value"), rows, words=range(9))
-    content = (
-        tag(
-            "details",
-            tag("summary", f"{len(rows)} choices and settings"),
-            whole,
-            id="common-settings",
-        )
-        if rows
-        else None
+    chosen = [f"{key} {value}" for key, value in same.items() if key in found[0].runs[0].choices]
+    content = folded(
+        "common-settings",
+        f"{len(same)} choices and settings",
+        "Choices and settings of all groups",
+        same,
     )
     return section("common", "The same in all groups", content, lead=joined(chosen))
 
 
 def _csv_row(one: Group, found: Sequence[Group], gains: Sequence[Gain]) -> dict[str, Any]:
     row: dict[str, Any] = {"group": one.label}
-    row |= {
-        key: setting(one.facts[key]) if key in one.facts else None for key in groups.varying(found)
-    }
+    for key in groups.varying(found):
+        row[key] = setting(one.facts[key]) if key in one.facts else None
     row |= {
         "n": len(one.counted),
-        "seeds": " ".join(str(groups.seed(run)) for run in one.counted),
+        "seeds": " ".join(str(run.seed) for run in one.counted),
         "not counted": joined(one.left_out),
     }
     names = ["", *(f"/{name}" for name in capacities(found))]
     for key in (f"test/acc{name}{end}" for name in names for end in ("", "_best")):
         row |= {f"{key} mean": one.spread(key).mean, f"{key} sd": one.spread(key).sd}
-    row |= {
-        key: one.size(key)
-        for key in ("mean_params", "mean_flops", "mean_up_bytes", "mean_down_bytes")
-    }
+    for key in ("mean_params", "mean_flops", "mean_up_bytes", "mean_down_bytes"):
+        row[key] = one.size(key)
     row["wall_s"] = one.spread("wall_s").mean
     for name in groups.MEASURES:
         gain = next((gain for gain in gains if gain.group is one and gain.measure == name), None)
-        mean, sd, n = gain.spread if gain else (None, None, None)
-        row |= {
-            f"gain {name} mean": mean,
-            f"gain {name} sd": sd,
-            f"gain {name} n": n,
-            f"gain {name} p": gain.p if gain else None,
-        }
+        told = (*gain.spread, gain.p) if gain else (None,) * 4
+        columns = (f"gain {name} {what}" for what in ("mean", "sd", "n", "p"))
+        row |= zip(columns, told, strict=True)
     return row
 
 
 def _csv_run(run: Run, one: Group) -> dict[str, Any]:
     last, best, at = facts.scores(run)[""]
-    done = run.rows[-1]["round"] if run.rows else 0
     row = {
         "run": run.name,
         "group": one.label,
-        "seed": groups.seed(run),
-        "status": facts.status(run),
+        "seed": run.seed,
+        "status": run.outcome,
         "counted": run in one.counted,
-    }
-    row |= {
-        "rounds": done,
+        "rounds": run.done,
         "test/acc": last,
         "test/acc_best": best,
         "round_best": at,
         "wall_s": run.summary.get("wall_s"),
     }
-    for name in facts.capacities(run):
+    for name in run.capacities:
         last, best, _ = facts.scores(run)[name]
         row |= {f"test/acc/{name}": last, f"test/acc/{name}_best": best}
     return row

@@ -69,24 +69,15 @@ class Chart:
             options = [tag("option", view) for view in self.views]
             controls.append(tag("label", "show ", tag("select", options, id=f"{self.name}-view")))
         if self.log:
-            controls.append(
-                tag("label", tag("input", type="checkbox", id=f"{self.name}-log"), " log scale")
-            )
+            box = tag("input", type="checkbox", id=f"{self.name}-log")
+            controls.append(tag("label", box, " log scale"))
+        above = tag("div", controls, class_="controls") if controls else None
+        legend = f"{self.caption}: curves to show or hide"
         return tag(
             "figure",
-            tag(
-                "div",
-                tag("figcaption", self.caption),
-                tag("div", controls, class_="controls") if controls else None,
-                class_="head",
-            ),
+            tag("div", tag("figcaption", self.caption), above, class_="head"),
             tag("div", class_="plot", role="img", aria_label=self.told or self._told()),
-            tag(
-                "div",
-                class_="legend",
-                role="group",
-                aria_label=f"{self.caption}: curves to show or hide",
-            ),
+            tag("div", class_="legend", role="group", aria_label=legend),
             class_="chart",
             id=f"{self.name}-chart",
             data_chart=self.name,
@@ -95,22 +86,17 @@ class Chart:
     def _told(self) -> str:
         """Say the chart in words: its first curves, from their first to their last value."""
         parts = []
+        unit = self.unit if self.unit == "%" else ""
         for curve in [c for c in self.curves if not self.views or c.view == self.views[0]][:8]:
             known = [v for v in curve.y if v is not None]
             if known:
-                parts.append(
-                    f"{curve.name} from {sig4(known[0])} to"
-                    f" {sig4(known[-1])}{self.unit if self.unit == '%' else ''}"
-                )
+                parts.append(f"{curve.name} from {sig4(known[0])} to {sig4(known[-1])}{unit}")
         return f"Line chart. {self.caption}: {'; '.join(parts)}."
 
 
 def _series(curve: Curve) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "name": curve.name,
-        "y": [sig4(v) for v in curve.y],
-        "style": curve.style,
-    }
+    told: dict[str, Any] = {"name": curve.name, "y": [sig4(v) for v in curve.y]}
+    told["style"] = curve.style
     if curve.bold:
         told["bold"] = True
     if curve.spread is not None:
@@ -128,9 +114,8 @@ def kept(count: int, curves: int, always: Iterable[int] = ()) -> list[int]:
     if count <= most:
         return list(range(count))
     must = {0, count - 1, *always}
-    return sorted(
-        {int(k) for k in np.linspace(0, count - 1, max(2, most - len(must))).round()} | must
-    )
+    even = np.linspace(0, count - 1, max(2, most - len(must))).round()
+    return sorted(set(even.astype(int).tolist()) | must)
 
 
 def picked(rows: Sequence[Row], keys: Iterable[str], curves: int = 0, best: str = "") -> list[Row]:
@@ -158,22 +143,15 @@ def over_rounds(
     """Return a chart of metrics (key -> what the curve is called) over rounds; None where no row
     has any of them.
     """
-    have = {
-        key: label for key, label in keys.items() if any(row.get(key) is not None for row in rows)
-    }
+    have = [key for key in keys if any(row.get(key) is not None for row in rows)]
     chosen = picked(rows, have, best=best)
     if not chosen:
         return None
-    styles = (k for k in range(len(have)))
-    curves = [
-        Curve(
-            label,
-            [row.get(key) for row in chosen],
-            key == bold,
-            -1 if key == bold else next(styles),
-        )
-        for key, label in have.items()
-    ]
+    styles = iter(range(len(have)))
+    curves = []
+    for key in have:
+        style = -1 if key == bold else next(styles)
+        curves.append(Curve(keys[key], [row.get(key) for row in chosen], key == bold, style))
     return Chart(name, caption, [row["round"] for row in chosen], curves, **more)
 
 
@@ -233,34 +211,21 @@ def _layers(
 ) -> Chart:
     groups = grouped(layers)
     few = len(groups) == 1 or len(layers) <= 6
-    chosen = picked(
-        rows, [prefix + layer for layer in layers], len(layers) + (0 if few else len(groups))
-    )
+    count = len(layers) + (0 if few else len(groups))
+    chosen = picked(rows, [prefix + layer for layer in layers], count)
     x = [row["round"] for row in chosen]
     values = {layer: [row.get(prefix + layer) for row in chosen] for layer in layers}
     if few:
-        return Chart(
-            name,
-            caption,
-            x,
-            [Curve(layer, values[layer], style=k) for k, layer in enumerate(layers)],
-            **more,
-        )
+        curves = [Curve(layer, values[layer], style=k) for k, layer in enumerate(layers)]
+        return Chart(name, caption, x, curves, **more)
     first = "means of groups"
-    curves = [
-        Curve(
-            f"{group} (mean of {len(inside)})",
-            _means([values[layer] for layer in inside]),
-            style=k,
-            view=first,
-        )
-        for k, (group, inside) in enumerate(groups.items())
-    ]
-    for group, inside in groups.items():
-        curves += [
-            Curve(layer, values[layer], style=k, view=group) for k, layer in enumerate(inside)
-        ]
-    return Chart(name, caption, x, curves, views=[first, *groups], **more)
+    means = []
+    parts = []
+    for k, (group, inside) in enumerate(groups.items()):
+        mean = _means([values[layer] for layer in inside])
+        means.append(Curve(f"{group} (mean of {len(inside)})", mean, style=k, view=first))
+        parts += [Curve(one, values[one], style=i, view=group) for i, one in enumerate(inside)]
+    return Chart(name, caption, x, means + parts, views=[first, *groups], **more)
 
 
 def _means(columns: Sequence[Sequence[float | None]]) -> list[float | None]:

@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from inco.errors import ConfigError
+from inco.records.groups import facts
 from inco.records.runs import Run
-from inco.report.facts import status
-from inco.report.groups import facts, seed
 from inco.report.text import plural, setting
 
 
@@ -21,7 +20,7 @@ def kept(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
     Raises ConfigError with all that is wrong: no `=`, a key that no run has, or nothing left and
     which values there are.
     """
-    known = [(run, {**facts(run), "seed": seed(run), "status": status(run)}) for run in runs]
+    known = [(run, {**facts(run), "seed": run.seed, "status": run.outcome}) for run in runs]
     wanted: dict[str, list[str]] = {}
     problems = []
     for one in filters:
@@ -40,25 +39,19 @@ def kept(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
         raise ConfigError(problems)
     left = known
     for key, values in wanted.items():
-        before, left = (
-            left,
-            [
-                (run, told)
-                for run, told in left
-                if key in told and any(_is(told[key], value) for value in values)
-            ],
-        )
+        before = [told[key] for _, told in left if key in told]
+        count = len(left)
+        left = [
+            (run, told)
+            for run, told in left
+            if key in told and any(_is(told[key], value) for value in values)
+        ]
         if not left:
-            there = Counter(setting(told[key]) for _, told in before if key in told)
-            have = (
-                ", ".join(
-                    f"{value} ({plural(count, 'run')})" for value, count in sorted(there.items())
-                )
-                or "none that are left has it"
-            )
+            there = sorted(Counter(map(setting, before)).items())
+            have = ", ".join(f"{value} ({plural(n, 'run')})" for value, n in there)
             raise ConfigError(
-                f"--filter {key}={' or '.join(values)}: no run is left of {len(before)}; there are"
-                f" {have}"
+                f"--filter {key}={' or '.join(values)}: no run is left of {count}; there are"
+                f" {have or 'none that are left has it'}"
             )
     return [run for run, _ in left]
 
@@ -68,11 +61,8 @@ def _is(value: Any, typed: str) -> bool:
     none.
     """
     told = setting(value)
-    if (
-        told == typed
-        or (value is None and typed == "null")
-        or told.lower() == typed.replace(" ", "").lower()
-    ):
+    same = told == typed or told.lower() == typed.replace(" ", "").lower()
+    if same or (value is None and typed == "null"):
         return True
     try:
         return not isinstance(value, bool) and float(told) == float(typed)

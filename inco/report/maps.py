@@ -38,7 +38,6 @@ def partition(run: Run) -> dict[str, Any] | None:
         return None
     counts = found["counts"]
     levels = found["levels"]
-    total = int(found["clients"])
     shown = counts[:MOST_CLIENTS, :MOST_CLASSES]
     order = np.argsort(levels[:MOST_CLIENTS], kind="stable")
     names = run.about.get("capacities") or []
@@ -49,7 +48,7 @@ def partition(run: Run) -> dict[str, Any] | None:
         "capacities": [_named(names, int(level)) for level in levels[order]],
         "classes": [_named(classes, k, "") for k in range(shown.shape[1])],
         "totals": counts[:MOST_CLIENTS].sum(1)[order].tolist(),
-        "of": total,
+        "of": int(found["clients"]),
         "classes_of": counts.shape[1],
     }
 
@@ -84,9 +83,8 @@ def _cka_of(folder: Path, round: int) -> dict[str, Any]:
     return _read_cka(str(path), round, path.stat().st_mtime_ns)
 
 
-@lru_cache(
-    maxsize=256
-)  # a report is written every round while a run goes on, and what was measured does not change
+# a report is written every round while a run goes on, and what was measured does not change
+@lru_cache(maxsize=256)
 def _read_cka(path: str, round: int, _stamp: int) -> dict[str, Any]:
     with _opened(path) as file:
         order = np.argsort(file["level"][:MOST_MODELS], kind="stable")
@@ -100,12 +98,13 @@ def _read_cka(path: str, round: int, _stamp: int) -> dict[str, Any]:
             "round": round,
             "names": [str(name) for name in file["name"][order]],
             "clients": file["client"][order].tolist(),
-            "cka": {
-                tap: [int(np.rint(1000 * v)) if np.isfinite(v) else None for v in values]
-                for tap, values in matrices.items()
-            },
+            "cka": {tap: _thousandths(values) for tap, values in matrices.items()},
             "of": len(file["level"]),
         }
+
+
+def _thousandths(values: np.ndarray) -> list[int | None]:
+    return [int(np.rint(1000 * v)) if np.isfinite(v) else None for v in values]
 
 
 def histograms(run: Run) -> dict[str, Any] | None:
@@ -123,13 +122,12 @@ def histograms(run: Run) -> dict[str, Any] | None:
     at_once = min(len(last["counts"]), 2 * MOST_LAYERS) * MOST_BINS
     shown = some(measured, min(MOST_ROUNDS, max(2, HISTOGRAM_CELLS // max(1, at_once))))
     read = {k: _gradients_of(run.folder, k) for k in shown}
-    layers = sorted(
-        {name.split("/", 1)[1] for part in read.values() for name in part["counts"]}, key=natural
-    )
+    each = [part["counts"] for part in read.values()]
+    layers = sorted({key.split("/", 1)[1] for counts in each for key in counts}, key=natural)
     places = np.linspace(0, len(layers) - 1, min(MOST_LAYERS, len(layers))).round()
     shown_layers = [layers[int(k)] for k in places]
     sizes = last["sizes"]
-    low, high = _range([counts for part in read.values() for counts in part["counts"].values()])
+    low, high = _range([counts for part in each for counts in part.values()])
     return {
         "edges": [sig4(float(size)) for size in sizes[low : high + 1]],
         "layers": shown_layers,
@@ -166,9 +164,8 @@ def _read_gradients(path: str, _stamp: int) -> dict[str, Any]:
 def _merged(counts: np.ndarray) -> np.ndarray:
     """Join each `MERGED` neighbours on both sides of the middle bin."""
     middle = len(counts) // 2
-    left, right = (
-        side.reshape(-1, MERGED).sum(1) for side in (counts[:middle], counts[middle + 1 :])
-    )
+    sides = (counts[:middle], counts[middle + 1 :])
+    left, right = (side.reshape(-1, MERGED).sum(1) for side in sides)
     return np.concatenate([left, counts[middle : middle + 1], right])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inco.report.markup import Html, html, tag
+from inco.report.text import setting
 
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("uPlot.min.css", "page.css", "figures.css")
@@ -41,10 +42,8 @@ def _asset(name: str) -> str:
 def _joined(names: tuple[str, ...]) -> tuple[Html, str]:
     """Return files as one text, and the hash by which a policy allows it."""
     text = "\n".join(map(_asset, names))
-    return (
-        Html(text),
-        "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'",
-    )
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Html(text), f"'sha256-{digest}'"
 
 
 def as_json(data: Any) -> Html:
@@ -101,17 +100,14 @@ def section(name: str, title: str, *content: Any, lead: str = "") -> Section | N
         return None
     head = tag("h2", title, id=f"{name}-title")
     told = tag("p", lead, class_="lead") if lead else None
-    return Section(
-        name, title, tag("section", head, told, inside, id=name, aria_labelledby=f"{name}-title")
-    )
+    whole = tag("section", head, told, inside, id=name, aria_labelledby=f"{name}-title")
+    return Section(name, title, whole)
 
 
 def sections(parts: Iterable[Section | None]) -> Html:
     """Return the sections that there are, after links to them."""
     there = [part for part in parts if part]
-    links = tag(
-        "nav", (tag("a", part.title, href=f"#{part.name}") for part in there), aria_label="Sections"
-    )
+    links = tag("nav", (tag("a", p.title, href=f"#{p.name}") for p in there), aria_label="Sections")
     return html(links, tag("main", (part.html for part in there)))
 
 
@@ -132,17 +128,11 @@ def table(
     the last row sums up the others.
     """
     top = []
+    order = "none" if sortable else None
     for k, head in enumerate(heads):
         inside = tag("button", head, type="button") if sortable else head
-        top.append(
-            tag(
-                "th",
-                inside,
-                scope="col",
-                class_="n" if k not in words else None,
-                aria_sort="none" if sortable else None,
-            )
-        )
+        kind = "n" if k not in words else None
+        top.append(tag("th", inside, scope="col", class_=kind, aria_sort=order))
     lines = [
         tag("tr", *(_cell(k, cell, k not in words) for k, cell in enumerate(row))) for row in rows
     ]
@@ -157,9 +147,16 @@ def table(
     return tag("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
+def folded(
+    name: str, summary: str, caption: str, told: Mapping[str, Any], head: str = "setting"
+) -> Html | None:
+    """Return settings, or other named values, as a table that opens on a click; None for none."""
+    rows = [[key, tag("code", setting(value))] for key, value in told.items()]
+    whole = table(caption, (head, "value"), rows, words=range(2))
+    return tag("details", tag("summary", summary), whole, id=name) if rows else None
+
+
 def _cell(column: int, cell: Any, number: bool) -> Html:
     text, value = cell if isinstance(cell, tuple) else (cell, None)
-    kind = "n" if number else None
-    if column == 0:
-        return tag("th", text, scope="row", class_=kind, data_value=value)
-    return tag("td", text, class_=kind, data_value=value)
+    name, scope = ("td", None) if column else ("th", "row")
+    return tag(name, text, scope=scope, class_="n" if number else None, data_value=value)

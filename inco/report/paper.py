@@ -13,28 +13,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from inco.report.groups import Group
+from inco.records.groups import Group
 
 # A setting of its own (10 clients; another batch size; noise): its numbers stand beside runs of its
 # own experiment, and no others do.
 _ALONE = {"Table 1", "Figure 7", "Figure 24", "Figure 25"}
 # of all the paper's runs, unless a row of paper.csv says otherwise
-_EVERYWHERE = {
-    "server": "average",
-    "uplink": "clean",
-}
+_EVERYWHERE = {"server": "average", "uplink": "clean"}
 # the other columns select
-_TOLD = {
-    "where",
-    "method",
-    "rounds",
-    "measure",
-    "part",
-    "mean",
-    "deviation",
-    "printed",
-    "note",
-}
+_TOLD = {"where", "method", "rounds", "measure", "part", "mean", "deviation", "printed", "note"}
 
 
 @dataclass(frozen=True)
@@ -75,32 +62,27 @@ class Entry:
     @property
     def text(self) -> str:
         """The number as it is printed."""
-        more = (
-            ""
-            if self.deviation is None
-            else f" \N{PLUS-MINUS SIGN} {self.deviation:.{self.digits}f}"
-        )
-        return f"{self.mean:.{self.digits}f}{more}"
+        mean = f"{self.mean:.{self.digits}f}"
+        if self.deviation is None:
+            return mean
+        return f"{mean} \N{PLUS-MINUS SIGN} {self.deviation:.{self.digits}f}"
 
 
 @cache
 def entries() -> tuple[Entry, ...]:
     """Return all published numbers, in the paper's order."""
     text = (files("inco.report") / "paper.csv").read_text(encoding="utf-8")
-    return tuple(
-        _entry(number, row) for number, row in enumerate(csv.DictReader(text.splitlines()))
-    )
+    rows = csv.DictReader(text.splitlines())
+    return tuple(_entry(number, row) for number, row in enumerate(rows))
 
 
 def _entry(number: int, row: Mapping[str, str]) -> Entry:
+    selectors = {key: value for key, value in row.items() if value and key not in _TOLD}
     return Entry(
         row=number,
         where=row["where"],
         method=row["method"],
-        selectors={
-            **_EVERYWHERE,
-            **{key: value for key, value in row.items() if value and key not in _TOLD},
-        },
+        selectors=_EVERYWHERE | selectors,
         rounds=int(row["rounds"]) if row["rounds"] else None,
         measure=row["measure"],
         part=row["part"],
@@ -144,9 +126,9 @@ def gain(entry: Entry, base: Group, own: str) -> float | None:
     """
     others = [other for other in candidates(base, own) if other.key == entry.key]
     other = min(others, key=lambda other: other.source != entry.source, default=None)
-    return (
-        None if other is None else round(entry.mean - other.mean, max(entry.digits, other.digits))
-    )
+    if other is None:
+        return None
+    return round(entry.mean - other.mean, max(entry.digits, other.digits))
 
 
 def of_experiment(name: str | None) -> str:
@@ -161,13 +143,11 @@ def known(one: Group) -> dict[str, Any]:
     """Return a group's choices and settings, with the alpha of a published partition file as its
     name says it.
     """
-    found = re.search(r"-(0\.5|1\.0)\.npy$", str(one.facts.get("partition.path", "")))
-    more = (
-        {"partition.alpha": float(found[1])}
-        if found and one.facts.get("partition") == "fixed"
-        else {}
-    )
-    return {**_EVERYWHERE, **one.facts, **more}
+    facts = {**_EVERYWHERE, **one.facts}
+    found = re.search(r"-(0\.5|1\.0)\.npy$", str(facts.get("partition.path", "")))
+    if found and facts.get("partition") == "fixed":
+        facts["partition.alpha"] = float(found[1])
+    return facts
 
 
 def _counts(entry: Entry, source: str) -> bool:

@@ -34,7 +34,7 @@ def write_run(folder: Path, live: bool = False) -> Path:
 def run_html(run: Run, live: bool = False) -> str:
     """Return the page of a run."""
     data: dict[str, Any] = {"charts": {}, "maps": {}}
-    capacities = facts.capacities(run)
+    capacities = run.capacities
     parts = [
         _scores(run, capacities, data),
         facts.capacity_section(run),
@@ -67,40 +67,33 @@ def figures(
     """
     there = [chart for chart in charts if chart]
     data["charts"] |= {chart.name: chart.data() for chart in there}
-    return (
-        tag("div", *(chart.figure() for chart in there), *more, class_="figures") if there else None
-    )
+    frames = [chart.figure() for chart in there]
+    return tag("div", *frames, *more, class_="figures") if there else None
 
 
 def _scores(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | None:
     accuracy = {"test/acc": "mean"} | {f"test/acc/{name}": name for name in capacities}
     if len(capacities) == 1:
         accuracy = {"test/acc": capacities[0]}
-    return section(
-        "accuracy",
-        "Accuracy and loss",
-        figures(
-            [
-                over_rounds(
-                    "acc",
-                    "Test accuracy by capacity, %",
-                    run.rows,
-                    accuracy,
-                    bold="test/acc",
-                    best="test/acc",
-                    unit="%",
-                ),
-                over_rounds(
-                    "loss",
-                    "Loss, nats",
-                    run.rows,
-                    {"train/loss": "training", "test/loss": "test"},
-                    log=True,
-                ),
-            ],
-            data,
+    charts = [
+        over_rounds(
+            "acc",
+            "Test accuracy by capacity, %",
+            run.rows,
+            accuracy,
+            bold="test/acc",
+            best="test/acc",
+            unit="%",
         ),
-    )
+        over_rounds(
+            "loss",
+            "Loss, nats",
+            run.rows,
+            {"train/loss": "training", "test/loss": "test"},
+            log=True,
+        ),
+    ]
+    return section("accuracy", "Accuracy and loss", figures(charts, data))
 
 
 def _clients(run: Run, data: dict[str, Any]) -> Section | None:
@@ -109,16 +102,13 @@ def _clients(run: Run, data: dict[str, Any]) -> Section | None:
         return None
     data["maps"]["partition"] = found
     shown = len(found["clients"])
+    classes = len(found["classes"])
     of = found["of"]
     lead = f"{of:,} clients" if shown == of else f"The first {shown} of {of:,} clients"
     lead += f", sorted by capacity; {plural(found['classes_of'], 'class', 'classes')}"
-    lead += (
-        f", of which the first {len(found['classes'])} are shown."
-        if found["classes_of"] > len(found["classes"])
-        else "."
-    )
+    lead += f", of which the first {classes} are shown." if found["classes_of"] > classes else "."
     told = (
-        f"Map of examples: {shown} clients by {len(found['classes'])} classes."
+        f"Map of examples: {shown} clients by {classes} classes."
         f" {min(found['totals'])} to {max(found['totals'])} each."
     )
     caption = tag(
@@ -150,14 +140,13 @@ def _slider(name: str, count: int, extra: Html | None = None) -> Html:
     play = tag(
         "button", "Play", type="button", id=f"{name}-play", aria_pressed="false", disabled=count < 2
     )
-    return tag(
-        "div",
-        play,
-        slider,
-        tag("output", for_=f"{name}-round", id=f"{name}-told"),
-        extra,
-        class_="controls slider",
-    )
+    told = tag("output", for_=f"{name}-round", id=f"{name}-told")
+    return tag("div", play, slider, told, extra, class_="controls slider")
+
+
+def _select(name: str, label: str, options: Iterable[str]) -> Html:
+    """Return a labelled choice of how maps are drawn."""
+    return tag("label", label, tag("select", [tag("option", o) for o in options], id=name))
 
 
 def _note(shown: int, of: int, word: str) -> str:
@@ -166,32 +155,21 @@ def _note(shown: int, of: int, word: str) -> str:
 
 def _similarity(run: Run, data: dict[str, Any]) -> Section | None:
     found = maps.cka(run)
-    means = over_rounds(
-        "cka",
-        "Mean CKA of all pairs, by layer",
-        run.rows,
-        {f"cka/{tap}": tap for tap in after("cka/", run.rows)},
-    )
-    inside = []
-    if found:
-        data["maps"]["cka"] = found
-        shown = len(found["rounds"][-1]["names"])
-        lead = _note(shown, found["models"], "model") + _note(
-            len(found["rounds"]), found["measured"], "measured round"
-        )
-        ranges = [tag("option", name) for name in ("0 to 1", "the data's range")]
-        scale = tag("label", "colours over ", tag("select", ranges, id="cka-scale"))
-        frames = [_frame(tap) for tap in found["taps"]]
-        inside = [
-            _slider("cka", len(found["rounds"]), scale),
-            tag("div", frames, class_="maps"),
-            tag("div", class_="scale"),
-        ]
-        inside = [tag("div", inside, data_map="cka")]
+    taps = {f"cka/{tap}": tap for tap in after("cka/", run.rows)}
+    means = over_rounds("cka", "Mean CKA of all pairs, by layer", run.rows, taps)
     told = (
         "Linear CKA of every pair of models at a layer: 1 where they see images alike, 0 where not."
-        + (lead if found else "")
     )
+    inside = None
+    if found:
+        data["maps"]["cka"] = found
+        rounds = len(found["rounds"])
+        told += _note(len(found["rounds"][-1]["names"]), found["models"], "model")
+        told += _note(rounds, found["measured"], "measured round")
+        scale = _select("cka-scale", "colours over ", ("0 to 1", "the data's range"))
+        frames = tag("div", [_frame(tap) for tap in found["taps"]], class_="maps")
+        slider = _slider("cka", rounds, scale)
+        inside = tag("div", slider, frames, tag("div", class_="scale"), data_map="cka")
     return section("cka", "How alike models are", inside, figures([means], data), lead=told)
 
 
@@ -217,40 +195,27 @@ def _mixing(run: Run, data: dict[str, Any]) -> Section | None:
         "Theta is the weight of a layer's reference in InCo's rule, beta their inner product"
         " (Theorem 3.1), over the layer's kernels."
     )
-    return section(
-        "mixing",
-        "What InCo mixes" if used else "What InCo would mix",
-        figures(charts, data),
-        lead=lead,
-    )
+    title = "What InCo mixes" if used else "What InCo would mix"
+    return section("mixing", title, figures(charts, data), lead=lead)
 
 
 def _gradients(run: Run, data: dict[str, Any]) -> Section | None:
     found = maps.histograms(run)
     inside = None
-    more = ""
+    lead = "What the server adds; by layer, what comes in before the transform."
     if found:
         data["maps"]["histograms"] = found
-        more = (
+        rounds = len(found["rounds"])
+        lead += (
             " Histograms: how entries are distributed; areas: clients' deltas, lines: the"
             " aggregated update."
         )
-        more += _note(len(found["layers"]), found["of"], "layer") + _note(
-            len(found["rounds"]), found["measured"], "measured round"
-        )
+        lead += _note(len(found["layers"]), found["of"], "layer")
+        lead += _note(rounds, found["measured"], "measured round")
         frames = tag("div", [_frame(layer) for layer in found["layers"]], class_="maps small")
-        scale = tag(
-            "label",
-            "drawn as ",
-            tag(
-                "select",
-                [tag("option", name) for name in ("density", "log |x|")],
-                id="histograms-scale",
-            ),
-        )
-        inside = tag(
-            "div", _slider("histograms", len(found["rounds"]), scale), frames, data_map="histograms"
-        )
+        scale = _select("histograms-scale", "drawn as ", ("density", "log |x|"))
+        slider = _slider("histograms", rounds, scale)
+        inside = tag("div", slider, frames, data_map="histograms")
     norms = [
         over_rounds(
             "update", "Norm of what the server adds", run.rows, {"update/norm": "update"}, log=True
@@ -260,13 +225,7 @@ def _gradients(run: Run, data: dict[str, Any]) -> Section | None:
             "noise", "Standard deviation of the noise that is added", run.rows, ("noise/std/",)
         ),
     ]
-    return section(
-        "gradients",
-        "Updates",
-        figures(norms, data),
-        inside,
-        lead=f"What the server adds; by layer, what comes in before the transform.{more}",
-    )
+    return section("gradients", "Updates", figures(norms, data), inside, lead=lead)
 
 
 def _costs(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | None:
@@ -279,29 +238,24 @@ def _costs(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | N
     }
     other = {"other": "other"} if any((row["other"] or 0) > 0.005 for row in rows) else {}
     charts = [over_rounds("time", "Seconds a round", rows, names | other, unit="s")]
-    moved = [
-        row
-        for row in run.rows
-        if row.get("comm/up_bytes") is not None and row.get("comm/down_bytes") is not None
-    ]
+    ways = ("comm/up_bytes", "comm/down_bytes")
+    moved = [row for row in run.rows if all(row.get(way) is not None for way in ways)]
     if moved:
         charts += [_traffic(moved, capacities), _against_traffic(moved)]
-    return section(
-        "costs", "Time and traffic", figures(charts, data, _traffic_table(moved, capacities))
-    )
+    totals = _traffic_table(moved, capacities)
+    return section("costs", "Time and traffic", figures(charts, data, totals))
 
 
 def _rest(row: Mapping[str, Any]) -> float | None:
     whole = row.get("time/round_s")
-    return (
-        None
-        if whole is None
-        else max(0.0, whole - (row.get("time/train_s") or 0.0) - (row.get("time/eval_s") or 0.0))
-    )
+    if whole is None:
+        return None
+    return max(0.0, whole - (row.get("time/train_s") or 0.0) - (row.get("time/eval_s") or 0.0))
 
 
-def _total(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
-    return list(accumulate(row.get(key) or 0 for row in rows))
+def _total(rows: Iterable[Mapping[str, Any]], *keys: str) -> list[float]:
+    """Return the sums so far of one or more numbers together."""
+    return list(accumulate(sum(row.get(key) or 0 for key in keys) for row in rows))
 
 
 def _traffic(rows: list[dict[str, Any]], capacities: list[str]) -> Chart:
@@ -311,17 +265,12 @@ def _traffic(rows: list[dict[str, Any]], capacities: list[str]) -> Chart:
     chosen = kept(len(rows), 3 + len(capacities))
     up = _total(rows, "comm/up_bytes")
     down = _total(rows, "comm/down_bytes")
-    lines = {"all": _sum(up, down)}
+    lines = {"all": _total(rows, "comm/up_bytes", "comm/down_bytes")}
     if up != down:
         lines |= {"up": up, "down": down}
-    for name in (
-        capacities
-        if any(f"comm/up_bytes/{name}" in row for row in rows for name in capacities)
-        else ()
-    ):
-        lines[name] = _sum(
-            _total(rows, f"comm/up_bytes/{name}"), _total(rows, f"comm/down_bytes/{name}")
-        )
+    if any(f"comm/up_bytes/{name}" in row for row in rows for name in capacities):
+        for name in capacities:
+            lines[name] = _total(rows, f"comm/up_bytes/{name}", f"comm/down_bytes/{name}")
     caption = "Traffic so far, up and down" + (", half each way" if up == down else "")
     curves = [
         Curve(name, [line[k] for k in chosen], name == "all", n - 1)
@@ -330,27 +279,18 @@ def _traffic(rows: list[dict[str, Any]], capacities: list[str]) -> Chart:
     return Chart("traffic", caption, [rows[k]["round"] for k in chosen], curves, unit="B")
 
 
-def _sum(first: Iterable[float], second: Iterable[float]) -> list[float]:
-    return [a + b for a, b in zip(first, second, strict=True)]
-
-
 def _against_traffic(rows: list[dict[str, Any]]) -> Chart | None:
     """Return accuracy against all bytes sent so far."""
-    both = _sum(_total(rows, "comm/up_bytes"), _total(rows, "comm/down_bytes"))
+    both = _total(rows, "comm/up_bytes", "comm/down_bytes")
     scored = [k for k, row in enumerate(rows) if row.get("test/acc") is not None]
     if not scored:
         return None
     best = max(range(len(scored)), key=lambda k: rows[scored[k]]["test/acc"])
     chosen = [scored[k] for k in kept(len(scored), 1, [best])]
     line = Curve("mean accuracy", [rows[k]["test/acc"] for k in chosen], bold=True, style=-1)
-    return Chart(
-        "budget",
-        "Accuracy against traffic, up and down, %",
-        [both[k] for k in chosen],
-        [line],
-        unit="%",
-        x_unit="B",
-    )
+    x = [both[k] for k in chosen]
+    caption = "Accuracy against traffic, up and down, %"
+    return Chart("budget", caption, x, [line], unit="%", x_unit="B")
 
 
 def _traffic_table(rows: list[dict[str, Any]], capacities: list[str]) -> Html | None:
@@ -361,17 +301,9 @@ def _traffic_table(rows: list[dict[str, Any]], capacities: list[str]) -> Html | 
             sum(row.get(f"{key}{end}") or 0 for row in rows)
             for key in ("comm/up_bytes", "comm/down_bytes", "compute/flops")
         ]
+        up, down, flops = sums
         if any(sums):
-            lines.append(
-                [name, amount(sums[0], "B"), amount(sums[1], "B"), amount(sums[2], "FLOP")]
-            )
-    return (
-        table(
-            "In all rounds so far, over all clients",
-            ("capacity", "up", "down", "training"),
-            lines,
-            foot=True,
-        )
-        if lines
-        else None
-    )
+            lines.append([name, amount(up, "B"), amount(down, "B"), amount(flops, "FLOP")])
+    caption = "In all rounds so far, over all clients"
+    heads = ("capacity", "up", "down", "training")
+    return table(caption, heads, lines, foot=True) if lines else None

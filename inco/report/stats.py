@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import fsum, sqrt
-from typing import NamedTuple
 
 import numpy as np
 
 MOST_EXACT = 20  # pairs up to which every one of the 2^n flips is counted
 LEVEL = 0.05
-
-
-class Spread(NamedTuple):
-    """A mean, the sample standard deviation (n - 1; none of a single value), and of how many."""
-
-    mean: float | None
-    sd: float | None
-    n: int
-
-
-def spread(values: Sequence[float | None]) -> Spread:
-    """Return mean and standard deviation of the values that there are."""
-    known = [float(v) for v in values if v is not None]
-    if not known:
-        return Spread(None, None, 0)
-    mean = fsum(known) / len(known)
-    sd = sqrt(fsum((v - mean) ** 2 for v in known) / (len(known) - 1)) if len(known) > 1 else None
-    return Spread(mean, sd, len(known))
 
 
 def sign_flip_p(gains: Sequence[float]) -> float | None:

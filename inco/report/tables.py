@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from inco.records.groups import Spread
 from inco.report import page
 from inco.report.markup import Html, tag
-from inco.report.stats import Spread
 from inco.report.text import MISSING
 
 _LATEX = {
@@ -47,6 +47,10 @@ class Number(NamedTuple):
     value: float | None
     text: str
 
+    @classmethod
+    def of(cls, value: int) -> Number:
+        return cls(value, str(value))
+
 
 @dataclass
 class Table:
@@ -79,39 +83,31 @@ class Table:
         means = [line[column].mean for line in self.rows]
         return means[row] is not None and means[row] == max(m for m in means if m is not None)
 
-    def html(self, name: str) -> Html:
-        """Return it as a table that sorts."""
-        rows = [
-            [_html(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
+    def _written(self, write: Callable[[Any, bool, bool], Any]) -> list[list[Any]]:
+        """Return the cells as a format writes them."""
+        return [
+            [write(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
+
+    def html(self, name: str) -> Html:
+        """Return it as a table that sorts."""
+        rows = self._written(_html)
         return page.table(
             self.caption, self.heads, rows, sortable=True, name=name, words=self.words
         )
 
     def markdown(self) -> str:
         """Return it for a README or a comment."""
+        head = [translated(h, _MARKDOWN) for h in self.heads]
         marks = ["---" if k in self.words else "---:" for k in range(len(self.heads))]
-        lines = [
-            [_markdown(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
-        return (
-            "\n".join(
-                f"| {' | '.join(cells)} |"
-                for cells in ([translated(h, _MARKDOWN) for h in self.heads], marks, *lines)
-            )
-            + "\n"
-        )
+        lines = [head, marks, *self._written(_markdown)]
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
     def latex(self) -> str:
         """Return it as a tabular with the rules of booktabs."""
-        lines = [
-            [_latex(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
         head = " & ".join(translated(h, _LATEX) for h in self.heads)
-        body = [" & ".join(cells) + r" \\" for cells in lines]
+        body = [" & ".join(cells) + r" \\" for cells in self._written(_latex)]
         kinds = "".join("l" if k in self.words else "r" for k in range(len(self.heads)))
         rules = [
             rf"\begin{{tabular}}{{{kinds}}}",
@@ -128,9 +124,8 @@ class Table:
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Return rows as CSV with all digits; a missing number is an empty field."""
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-    )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -176,14 +171,9 @@ def _latex(cell: Any, signed: bool, best: bool) -> str:
     if isinstance(cell, Spread) and cell.mean is not None:
         text = plus_minus(cell, r"\pm", 1, signed)
         return rf"$\mathbf{{{text}}}$" if best else f"${text}$"
-    words = (
-        MISSING
-        if isinstance(cell, Spread)
-        else cell.text
-        if isinstance(cell, Number)
-        else str(cell)
-    )
-    return translated(words, _LATEX)
+    if isinstance(cell, Spread):
+        return _LATEX[MISSING]
+    return translated(cell.text if isinstance(cell, Number) else str(cell), _LATEX)
 
 
 def joined(parts: Iterable[Any]) -> str:

@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from inco.config.difference import difference
-from inco.config.front import Point, check
 from inco.config.naming import digest, plain
 from inco.config.validate import GROUPS, validate
 from inco.engine.workers import under_torchrun
 from inco.errors import ConfigError, InCoError
+from inco.run.front import Point, check
 from inco.run.launch import follow_torchrun, lead
 from inco.run.signals import INTERRUPTED, PREEMPTED, Preempted, last_word
 
@@ -36,16 +37,31 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str], ledger:
     `main` is the Hydra entry, `conf` its folder.
     """
     try:
-        checked = check(conf, argv)
+        checked = check(conf, argv, deep=False)
     except InCoError as error:
         print(message(error), file=sys.stderr)
         return error.exit_code
     points, sweep = checked or ([], False)
+    absent = _absent(points)
     try:
         main()
     finally:
         codes = _sweep_end(points, ledger) if sweep else list(ledger.values())
+        for place in absent:
+            with suppress(OSError):  # it holds something
+                place.rmdir()
     return max(codes, default=0)
+
+
+def _absent(points: Sequence[Point]) -> list[Path]:
+    """Return the folders that the runs are about to make, those inside others first."""
+    folders = {
+        place
+        for point in points
+        for place in (point.folder.absolute(), *point.folder.absolute().parents)
+        if not place.exists()
+    }
+    return sorted(folders, key=lambda place: len(place.parts), reverse=True)
 
 
 def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
@@ -66,7 +82,9 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
             return None
         summary = lead(settings, folder, _facts(cfg, settings, hydra, command))
     except InCoError as error:
-        print(message(error, "; this run has not started"), file=sys.stderr, flush=True)
+        alone = hydra.mode == RunMode.RUN
+        so = "; nothing has been run" if alone else "; this run has not started"
+        print(message(error, so), file=sys.stderr, flush=True)
         ledger[folder] = error.exit_code
     except KeyboardInterrupt as error:
         how, code = (

@@ -19,12 +19,14 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from inco.callbacks import Callback
+
 # rounds whose median time the ETA goes by: few enough to follow a change, enough to ignore one slow
 # round
 RECENT = 9
 
 
-class Progress:
+class Progress(Callback):
     """Live display of a run of `total_rounds`, of which `start_round` are done already.
 
     On a terminal: one bar at the bottom, and a line for each evaluated round above it. Elsewhere (a
@@ -67,6 +69,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
         self.console.print()
+
+    def on_round(self, state: object, metrics: Mapping[str, Any]) -> None:
+        self.round(metrics)
+
+    def on_client_end(self, task: object, done: int, of: int) -> None:
+        self.client(done, of)
 
     def round(self, row: Mapping[str, Any]) -> None:
         """Show the row of a finished round, with the keys of metrics.jsonl."""

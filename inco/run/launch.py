@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inco.callbacks import Callback, EachRound
 from inco.config.naming import digest, identity
 from inco.config.targets import build
 from inco.engine.workers import doing, how_many, local_workers, note, under_torchrun
-from inco.errors import InCoError, WorkerError
+from inco.errors import ConfigError, InCoError, WorkerError
 from inco.records.arrays import ArrayStore
 from inco.run.gpus import claimed
 from inco.run.resume import begin, pack, placed, same_run, verdict, wipe
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from inco.assembly import Assembly
     from inco.engine.ranks import Meeting, Ranks
     from inco.records.checkpoint import Checkpoints, State
-    from inco.simulator import Metrics, ServerState
+    from inco.types import ClientTask, Metrics, ServerState
 
 
 def meeting(settings: Mapping[str, Any], folder: Path) -> Meeting:
@@ -40,6 +42,16 @@ def prepare() -> None:
     import inco.assembly  # noqa: F401
 
 
+class Doing(Callback):
+    """Say in a file which client a worker trains, for whoever finds it dead."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def on_client_start(self, task: ClientTask) -> None:
+        note(self.place, f"round {task.round}, client {task.client}")
+
+
 def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Meeting) -> None:
     """Be a rank other than 0: the same rounds, no record."""
     from inco.assembly import assemble
@@ -49,15 +61,25 @@ def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Meet
     try:
         run = assemble(settings, ranks)
         state = begin(run, ranks, settings, None)
+        callbacks: list[Callback] = []
         if isinstance(store, str):
-            place = doing(Path(store).parent, rank)
-            run.simulator.engine.on_task = lambda task: note(
-                place, f"round {task.round}, client {task.client}"
-            )
-        run.simulator.run(state, settings["rounds"], lambda state, metrics: None)
+            callbacks.append(Doing(doing(Path(store).parent, rank)))
+        run.simulator.run(state, settings["rounds"], callbacks)
         peak_memory(ranks)
     finally:
         ranks.close()
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Remove a new folder again where the settings turn out to be wrong before the first round."""
+    new = not (folder.exists() and any(folder.iterdir()))  # Hydra has made an empty one
+    try:
+        yield
+    except ConfigError:
+        if new and not (folder / "metrics.jsonl").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def follow_torchrun(settings: Mapping[str, Any], folder: Path) -> None:
@@ -79,6 +101,7 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
     from inco.records.record import RunLock, RunRecord, setup_log
 
     with ExitStack() as stack:
+        stack.enter_context(_nothing_left(folder))
         met = meeting(settings, folder) if under_torchrun() else None
         if met:
             stack.callback(met.tell, False)  # unless it has said otherwise by then
@@ -244,35 +267,17 @@ class Session:
 
     def _train(self, run: Assembly, ranks: Ranks, state: ServerState) -> None:
         from inco.run.console import Progress
-        from inco.spans import span
 
         rounds = self.settings["rounds"]
-        every = self.settings["checkpoint_every"]
         with ExitStack() as stack:
-            round_over = self._profile(stack, ranks)
+            watching = self._profile(stack, ranks)
             progress = stack.enter_context(Progress(rounds, state.round))
 
-            def listen(state: ServerState, metrics: Metrics) -> None:
-                self.moved = True
-                with span("record and checkpoint"):
-                    self.arrays.keep(state.round, run.simulator.diagnostics.arrays)
-                    self.record.append(metrics)
-                    if state.round % every == 0 or state.round == rounds or self.stop.asked:
-                        self._checkpoint(run, state)
-                progress.round(metrics)
-                with span("tracker, pictures and report"):
-                    self.shown.round(run, metrics, state.round)
-                self.log.info(
-                    "round %d: %s",
-                    state.round,
-                    {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")},
-                )
-                round_over()
-                self.stop.check()
-
-            run.simulator.engine.on_client = progress.client
+            recorded = EachRound(lambda state, metrics: self._record(run, state, metrics))
+            shown = EachRound(lambda state, metrics: self._show(run, state, metrics))
+            ended = EachRound(lambda state, metrics: self.stop.check())
             try:
-                run.simulator.run(state, rounds, listen)
+                run.simulator.run(state, rounds, [recorded, progress, shown, *watching, ended])
             except INTERRUPTIONS:
                 if not state.moving and self.record.last_round == state.round > max(
                     self.checkpoints.rounds(), default=0
@@ -286,24 +291,41 @@ class Session:
                 flush=True,
             )
 
+    def _record(self, run: Assembly, state: ServerState, metrics: Metrics) -> None:
+        from inco.spans import span
+
+        self.moved = True
+        due = state.round % self.settings["checkpoint_every"] == 0
+        with span("record and checkpoint"):
+            self.arrays.keep(state.round, run.simulator.diagnostics.arrays)
+            self.record.append(metrics)
+            if due or state.round == self.settings["rounds"] or self.stop.asked:
+                self._checkpoint(run, state)
+
+    def _show(self, run: Assembly, state: ServerState, metrics: Metrics) -> None:
+        from inco.spans import span
+
+        with span("tracker, pictures and report"):
+            self.shown.round(run, metrics, state.round)
+        told = {k: v for k, v in metrics.items() if k in ("test/acc", "train/loss")}
+        self.log.info("round %d: %s", state.round, told)
+
     def _checkpoint(self, run: Assembly, state: ServerState) -> None:
         self.record.sync()  # the rows of a checkpoint's rounds are on the disk before it is
-        store = run.simulator.engine.trainer.store
+        store = run.trainer.store
         store.sync()
         self.checkpoints.save(pack(run, state, self.settings, self._wall_s()))
         store.prune(self.checkpoints.rounds()[0])
 
-    def _profile(self, stack: ExitStack, ranks: Ranks) -> Callable[[], object]:
-        """Watch where rounds spend their time, if asked to; return what is to be called after
-        each.
-        """
+    def _profile(self, stack: ExitStack, ranks: Ranks) -> list[Callback]:
+        """Watch where rounds spend their time, if asked to."""
         if not self.settings["engine"]["profile"]:
-            return lambda: None
+            return []
         from inco.run.profile import profiled
 
-        return stack.enter_context(
-            profiled(self.folder / "profile.txt", ranks.device, ranks.rank, ranks.world)
-        )
+        place = self.folder / "profile.txt"
+        finished = stack.enter_context(profiled(place, ranks.device, ranks.rank, ranks.world))
+        return [EachRound(lambda state, metrics: finished())]
 
     def _finish(self, run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
         rows = self.record.rows()

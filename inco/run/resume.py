@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inco.assembly import Assembly
     from inco.engine.ranks import Ranks
     from inco.records.checkpoint import State
-    from inco.simulator import ServerState
+    from inco.types import ServerState
 
 OURS = (
     "metrics.jsonl",
@@ -94,9 +94,7 @@ def begin(
         )
         past = range(1, state.round + 1) if run.simulator.algorithm.stateful else ()
         for number in past:  # which file is a client's last follows from the cohorts alone
-            run.simulator.engine.trainer.store.advance(
-                number, run.simulator.population.cohort(number)
-            )
+            run.trainer.store.advance(number, run.simulator.population.cohort(number))
         for part in ("algorithm", "optimizer", "split"):
             own = getattr(state, part)
             # those are made anew each round

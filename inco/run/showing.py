@@ -14,8 +14,8 @@ from inco.run.pictures import draw, tables
 
 if TYPE_CHECKING:
     from inco.assembly import Assembly
-    from inco.simulator import Metrics
     from inco.tracker import RunInfo, Tracker
+    from inco.types import Metrics
 
 # between two refreshes of the report, and the share of a run's time that they may take
 _PAUSE_S = 10.0

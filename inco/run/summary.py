@@ -14,7 +14,7 @@ from inco.config.naming import digest, identity
 if TYPE_CHECKING:
     from inco.assembly import Assembly
     from inco.engine.ranks import Ranks
-    from inco.simulator import ServerState
+    from inco.types import ServerState
 
 
 def header(

@@ -5,45 +5,40 @@ help.
 from __future__ import annotations
 
 import copy
-import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from inco.errors import ConfigError
 from inco.flat import Layout
-from inco.server.pairs import STYLES, UserPairs, as_pairs, check_pairs
+from inco.server.pairs import as_pairs, check_pairs
 from inco.server.transforms import ModelPairs
+from inco.settings import CHOSEN_PAIRS, at_least, checked
 from inco.types import Pair
 
 
 class AddNoise:
-    """Add Gaussian noise to each target of the pairs, of `scale` (at least 0) times that tensor's
-    own standard deviation.
+    """Add Gaussian noise to each target of the pairs, in proportion to that tensor's own standard
+    deviation.
 
-    `pairs`: "official", "paper", or a list of [target, reference], as in InCo; references are not
-    read. Metrics, for each target that somebody sent: `noise/std/<layer>`, the standard deviation
-    of its noise. A target that nobody sent is zero throughout and stays so. Raises ConfigError for
-    a wrong scale and ValueError for a wrong style at once, ValueError for wrong pairs when bound.
-    Chan et al., ICLR 2024, Internal Cross-layer Gradients, Figure 20.
+    The references of pairs are not read. Metrics, for each target that somebody sent:
+    `noise/std/<layer>`, the standard deviation of its noise. A target that nobody sent is zero
+    throughout and stays so. Raises ValueError for pairs of a wrong form at once, for wrong pairs
+    when bound. Chan et al., ICLR 2024, Internal Cross-layer Gradients, Figure 20.
     """
 
-    def __init__(self, scale: float = 1.0, pairs: str | UserPairs = "official") -> None:
-        if (
-            not isinstance(scale, int | float)
-            or isinstance(scale, bool)
-            or not math.isfinite(scale)
-            or scale < 0
-        ):
-            raise ConfigError(
-                f"transform.scale={scale}: must be a number of at least 0; 1 is the tensor's own"
-                " standard deviation"
-            )
-        if isinstance(pairs, str) and pairs not in STYLES:
-            raise ValueError(
-                f"pairs={pairs}: no such style; use official, paper or a list of [target,"
-                " reference]"
-            )
+    @checked("transform")
+    def __init__(
+        self,
+        scale: Annotated[
+            float,
+            at_least(0),
+            "standard deviation of the noise, in standard deviations of the tensor itself",
+        ] = 1.0,
+        pairs: Annotated[
+            str | list[list[str]], CHOSEN_PAIRS, "pairs of layers whose targets get the noise"
+        ] = "official",
+    ) -> None:
         self.scale = scale
         self.chosen = pairs if isinstance(pairs, str) else as_pairs(pairs)
         self.layout: Layout | None = None

@@ -5,26 +5,17 @@ The update is zero where it is not covered; the simulator sees to it.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from inco.errors import ConfigError
+from inco.settings import above, between, checked
 
 # Elements at a time: temporaries are so long instead of [P], and stay in a core's cache.
 _BLOCK = 1 << 18
-
-# What each check of a constructor says: the setting, its value, the rule and the fix.
-_FIXES = {
-    "lr": "must be a number above 0; server=average adds the update as it is, as lr=1 does",
-    "momentum": "must be a number in [0, 1); 0 for none, 0.9 is a usual value",
-    "beta1": "must be a number in [0, 1); 0 for no momentum, 0.9 is the paper's value",
-    "beta2": "must be a number in [0, 1); 0.99 is the paper's value",
-    "tau": "must be a number above 0, as it keeps the step finite; 0.001 is the paper's value",
-}
 
 
 class Average:
@@ -45,14 +36,19 @@ class Average:
 class SGD:
     """FedAvgM, SGD with heavy-ball momentum at the server: m <- momentum m + update; w <- w + lr m.
 
-    `lr`: above 0; `momentum`: [0, 1). With lr=1 and momentum=0 it is `Average`, and without
-    momentum it keeps no vector. Raises ConfigError, one line for each wrong setting. Hsu et al.,
+    With lr=1 and momentum=0 it is `Average`, and without momentum it keeps no vector. Hsu et al.,
     Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification,
     2019.
     """
 
-    def __init__(self, lr: float = 1.0, momentum: float = 0.0) -> None:
-        _check(lr=lr, momentum=momentum)
+    @checked("server")
+    def __init__(
+        self,
+        lr: Annotated[float, above(0), "server learning rate"] = 1.0,
+        momentum: Annotated[
+            float, between(0, 1, open_high=True), "heavy-ball factor; 0 keeps no vector"
+        ] = 0.0,
+    ) -> None:
         self.lr = lr
         self.momentum = momentum
 
@@ -105,15 +101,27 @@ class _Adaptive(ABC):
 class Adam(_Adaptive):
     """FedAdam: v <- beta2 v + (1 - beta2) D^2.
 
-    `lr`, `tau` (the degree of adaptivity): above 0; `beta1`, `beta2`: [0, 1). Raises ConfigError,
-    one line for each wrong setting. Reddi et al., Adaptive Federated Optimization, ICLR 2021,
-    Algorithm 2.
+    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
     """
 
+    @checked("server")
     def __init__(
-        self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+        self,
+        lr: Annotated[float, above(0), "server learning rate"] = 0.1,
+        beta1: Annotated[
+            float, between(0, 1, open_high=True), "decay of the mean of updates"
+        ] = 0.9,
+        beta2: Annotated[
+            float,
+            between(0, 1, open_high=True),
+            "decay of the mean of squared updates; 1 - beta2 is its pace",
+        ] = 0.99,
+        tau: Annotated[
+            float,
+            above(0),
+            "degree of adaptivity: the smaller, the more alike are the steps of all coordinates",
+        ] = 1e-3,
     ) -> None:
-        _check(lr=lr, beta1=beta1, beta2=beta2, tau=tau)
         self.lr = lr
         self.beta1 = beta1
         self.beta2 = beta2
@@ -138,12 +146,22 @@ class Yogi(Adam):
 class Adagrad(_Adaptive):
     """FedAdagrad: v <- v + D^2; its steps only ever get smaller.
 
-    `lr`, `tau` (the degree of adaptivity): above 0; `beta1`: [0, 1). Raises ConfigError, one line
-    for each wrong setting. Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
+    Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
     """
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
-        _check(lr=lr, beta1=beta1, tau=tau)
+    @checked("server")
+    def __init__(
+        self,
+        lr: Annotated[float, above(0), "server learning rate"] = 0.1,
+        beta1: Annotated[
+            float, between(0, 1, open_high=True), "decay of the mean of updates"
+        ] = 0.0,
+        tau: Annotated[
+            float,
+            above(0),
+            "degree of adaptivity: the smaller, the more alike are the steps of all coordinates",
+        ] = 1e-3,
+    ) -> None:
         self.lr = lr
         self.beta1 = beta1
         self.tau = tau
@@ -165,20 +183,3 @@ def _put(into: Tensor, covered: Tensor, new: Tensor) -> None:
 def _blocks(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield views of the same stretch of all vectors, one stretch after the other."""
     return zip(*(v.split(_BLOCK) for v in vectors), strict=True)
-
-
-def _check(**settings: float) -> None:
-    """Raise one ConfigError for all settings that break their rule."""
-    problems = [
-        f"server.{name}={value}: {_FIXES[name]}"
-        for name, value in settings.items()
-        if not _holds(name, value)
-    ]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _holds(name: str, value: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return value > 0 if name in ("lr", "tau") else 0 <= value < 1

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from inco.flat import Layout
 from inco.server.cross_layer import mix, mixing
-from inco.server.pairs import STYLES, UserPairs, as_pairs, check_pairs
+from inco.server.pairs import as_pairs, check_pairs
+from inco.settings import NULL_OR_BOUND, NULL_OR_CLIP, PAIRS, checked
 from inco.types import Pair
 
 ModelPairs = Callable[[str], Sequence[Pair]]
@@ -45,35 +46,52 @@ class Identity:
 
 
 class InCo:
-    """Internal cross-layer gradients on the flat update [P]; the options are those of
-    `inco.server.cross_layer.mixing`.
+    """Internal cross-layer gradients on the flat update [P], by `inco.server.cross_layer.mixing`.
 
-    `pairs`: "auto" (the style of the rule: "official" for official, "paper" for the others),
-    "official", "paper", or a list of [target, reference]. Metrics, for each target that somebody
-    sent: `inco/theta/<layer>`, the mean theta in use, and `inco/beta_positive/<layer>`, the
-    percentage of kernels (or layers) with beta > 0.
+    Metrics, for each target that somebody sent: `inco/theta/<layer>`, the mean theta in use, and
+    `inco/beta_positive/<layer>`, the percentage of kernels (or layers) with beta > 0.
 
     A target that is zero throughout was sent by nobody and stays zero (with theta = 1 the formula
-    alone would move it). Raises ValueError for wrong options at once, for wrong pairs when bound.
+    alone would move it). Raises ValueError for options that do not go together and for pairs of a
+    wrong form at once, for wrong pairs when bound.
     Chan et al., ICLR 2024, Internal Cross-layer Gradients, Algorithm 1.
     """
 
+    @checked("transform")
     def __init__(
         self,
-        rule: str = "official",
-        pairs: str | UserPairs = "auto",
-        normalize: bool = True,
-        optimize: bool = True,
-        granularity: str = "auto",
-        theta_max: float | None = None,
-        clip: float | None = None,
+        rule: Annotated[
+            Literal["official", "algorithm1", "theorem"],
+            "official: adds |beta|/alpha of the reference; algorithm1: subtracts beta/alpha;"
+            " theorem: only if beta < 0, no norms",
+        ] = "official",
+        pairs: Annotated[
+            str | list[list[str]],
+            PAIRS,
+            "which layers are mixed. auto: the pairs of the rule, official for rule=official, else"
+            " paper",
+        ] = "auto",
+        normalize: Annotated[bool, 'divide by the norms; false is the paper\'s row "w/o N"'] = True,
+        optimize: Annotated[
+            bool, 'find the best theta; false is the paper\'s row "w/o O": theta = 1'
+        ] = True,
+        granularity: Annotated[
+            Literal["auto", "kernel", "layer"],
+            "kernel: each k x k kernel by itself; layer: each tensor whole; auto: kernel for"
+            " rule=official, else layer",
+        ] = "auto",
+        theta_max: Annotated[
+            float | None,
+            NULL_OR_BOUND,
+            "bound on |theta|; null: 5 for rule=official, else inf",
+        ] = None,
+        clip: Annotated[
+            float | None,
+            NULL_OR_CLIP,
+            "bound on each element of the result; null: 0.1 for rule=official, else inf",
+        ] = None,
     ) -> None:
         self.options = mixing(rule, normalize, optimize, granularity, theta_max, clip)
-        if isinstance(pairs, str) and pairs not in ("auto", *STYLES):
-            raise ValueError(
-                f"pairs={pairs}: no such style; use auto, official, paper or a list of [target,"
-                " reference]"
-            )
         self.chosen = pairs if isinstance(pairs, str) else as_pairs(pairs)
         self.layout: Layout | None = None
         self.pairs: tuple[Pair, ...] = ()

@@ -15,6 +15,7 @@ from inco.errors import ConfigError
 from inco.fast.shapes import shapes_only
 from inco.flat import Layout, Slice, layouts_of
 from inco.models.base import PLAIN, Family, Form, fresh, relative
+from inco.settings import BatchNorm, BatchNormImages, checked
 from inco.types import Aggregate, ClassRows, Objective, Pair, SubModel, cross_entropy
 
 
@@ -29,16 +30,14 @@ class Norm:
     nothing travels.
     """
 
-    kind: str = "aggregated"
-    images: int | None = None
+    kind: BatchNorm = "aggregated"
+    images: BatchNormImages = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("aggregated", "static", "batch"):
-            raise ConfigError(f"split.bn={self.kind}: must be aggregated, static or batch")
-        if self.images is not None and self.images < 2:
+        if self.images is not None and self.kind != "static":
             raise ConfigError(
-                f"split.bn_images={self.images}: one image has no variance; use 2 or more, or null"
-                " for the whole training set"
+                f"split.bn_images={self.images} with split.bn={self.kind}: only split.bn=static"
+                " measures images; leave it null"
             )
 
 
@@ -58,6 +57,8 @@ class Split(ABC):
     norm: Norm = Norm()
     side_size: int = 0
     masked: bool = False
+    weighting: str = "clients"
+    """What a mean over holders weighs: clients alike, or wider ones more ("width")."""
 
     @abstractmethod
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -242,9 +243,14 @@ def depth_names(family: Family, levels: Sequence[Sequence[int]]) -> tuple[str, .
 
 
 class Whole(BlockSplit):
-    """Every client holds the whole global model. `bn`, `bn_images`: see `Norm`."""
+    """Every client holds the whole global model."""
 
+    @checked("split")
     def __init__(
-        self, bn: str = "aggregated", bn_images: int | None = None, *, family: Family
+        self,
+        bn: BatchNorm = "aggregated",
+        bn_images: BatchNormImages = None,
+        *,
+        family: Family,
     ) -> None:
         super().__init__(family, [list(family.blocks.values())], Norm(bn, bn_images))

@@ -2,27 +2,35 @@
 2024, Appendix H.4).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, Any
 
 from inco.errors import ConfigError
 from inco.models.base import Family
+from inco.settings import LEVELS, BatchNorm, BatchNormImages, checked
 from inco.splits.base import BlockSplit, Norm
 
 
 class Depth(BlockSplit):
     """Sub-models that keep the first blocks of each group of the global model.
 
-    `levels`: for each level, smallest first, blocks kept in each group: [1, 1, 2, 2] for the four
-    stages of a ResNet (stage split), [9] or 9 for the blocks of a ViT (layer split). `bn`,
-    `bn_images`: see `Norm`.
+    The four stages of a ResNet (stage split), or the blocks of a ViT (layer split).
     """
 
+    @checked("split")
     def __init__(
         self,
-        levels: Sequence[Sequence[int] | int],
-        bn: str = "aggregated",
-        bn_images: int | None = None,
+        levels: Annotated[
+            list[Any],
+            LEVELS,
+            "blocks kept by each level, smallest first: of a ResNet one number a stage, as"
+            " [1, 1, 2, 2], of a ViT one number",
+        ],
+        bn: BatchNorm = "aggregated",
+        bn_images: BatchNormImages = None,
         *,
         family: Family,
     ) -> None:
@@ -35,8 +43,6 @@ def depth_table(levels: Sequence[Sequence[int] | int]) -> list[list[int]]:
     Raises ConfigError where they are not distinct or not smallest first.
     """
     table = [[keep] if isinstance(keep, int) else list(keep) for keep in levels]
-    if not table:
-        raise ConfigError("split.levels=[]: list at least one level, smallest first")
     if len({tuple(keep) for keep in table}) < len(table):
         raise ConfigError(f"split.levels={table}: a level is listed twice; list each size once")
     if any(sum(small) > sum(large) for small, large in pairwise(table)):

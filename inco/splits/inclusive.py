@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from inco.errors import ConfigError
 from inco.flat import Entry, Layout, Slice
 from inco.models.base import Family
+from inco.settings import BatchNorm, BatchNormImages, BlocksOrPublished, between, checked
 from inco.splits.base import Norm, Split
 from inco.splits.depth import Depth, depth_table
 from inco.types import Aggregate, Pair, SideSum, SubModel
@@ -41,27 +43,25 @@ class Inclusive(Split):
     level took part in the former round; the largest level has no m. Only tensors of equal shape
     enter m.
 
-    `levels`: as for the stage and layer splits; null takes the paper's five sizes. `beta`: [0, 1).
-    `bn`, `bn_images`: see `Norm`. Liu et al., No One Left Behind: Inclusive Federated Learning over
-    Heterogeneous Devices, KDD 2022. Its text gives one sequence of layers; that each stage of a
-    ResNet is such a sequence is our reading. The published code never comes to use m; this is what
-    it means to do.
+    Liu et al., No One Left Behind: Inclusive Federated Learning over Heterogeneous Devices, KDD
+    2022. Its text gives one sequence of layers; that each stage of a ResNet is such a sequence is
+    our reading. The published code never comes to use m; this is what it means to do.
     """
 
+    @checked("split")
     def __init__(
         self,
-        levels: Sequence[Sequence[int] | int] | None = None,
-        beta: float = 0.2,
-        bn: str = "aggregated",
-        bn_images: int | None = None,
+        levels: BlocksOrPublished = None,
+        beta: Annotated[
+            float,
+            between(0, 1, open_high=True),
+            "weight of the next larger level's momentum in a level's last block; 0 teaches nothing",
+        ] = 0.2,
+        bn: BatchNorm = "aggregated",
+        bn_images: BatchNormImages = None,
         *,
         family: Family,
     ) -> None:
-        if not 0 <= beta < 1:
-            raise ConfigError(
-                f"split.beta={beta}: must be at least 0 and below 1; the published code has 0.2,"
-                " and 0 teaches nothing"
-            )
         self.family = family
         self.beta = beta
         self.norm = Norm(bn, bn_images)

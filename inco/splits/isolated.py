@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -13,23 +13,21 @@ from torch import Tensor
 from inco.flat import Layout, Slice
 from inco.models.base import Family
 from inco.seeding import seed_for
+from inco.settings import BatchNorm, BatchNormImages, BlocksOrPublished, checked
 from inco.splits.base import Norm, Split
 from inco.splits.depth import Depth
 from inco.types import Pair, SubModel
 
 
 class Isolated(Split):
-    """One separate server model for each level; the server's vectors hold them one after the other.
+    """One separate server model for each level, one after the other in the server's vectors."""
 
-    `levels`: as for the stage and layer splits; null takes the paper's five sizes of the model.
-    `bn`, `bn_images`: see `Norm`.
-    """
-
+    @checked("split")
     def __init__(
         self,
-        levels: Sequence[Sequence[int] | int] | None = None,
-        bn: str = "aggregated",
-        bn_images: int | None = None,
+        levels: BlocksOrPublished = None,
+        bn: BatchNorm = "aggregated",
+        bn_images: BatchNormImages = None,
         *,
         family: Family,
     ) -> None:

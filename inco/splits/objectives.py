@@ -7,7 +7,6 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from inco.errors import ConfigError
 from inco.types import ClientTask, Output
 
 
@@ -21,8 +20,6 @@ class MaskedCrossEntropy:
     """
 
     def __init__(self, fill: Literal["zero", "minus_inf"] = "zero") -> None:
-        if fill not in ("zero", "minus_inf"):
-            raise ConfigError(f"split.masked_loss={fill}: must be zero, minus_inf or off")
         self.fill = 0.0 if fill == "zero" else float("-inf")
 
     def __call__(self, output: Output, labels: Tensor, task: ClientTask) -> Tensor:
@@ -52,13 +49,6 @@ class SelfDistillation:
         detach: bool = False,
         start: int = 1,
     ) -> None:
-        if reduction not in ("mean", "batchmean"):
-            raise ConfigError(f"split.reduction={reduction}: must be mean or batchmean")
-        if not gamma >= 0 or not temperature > 0:
-            raise ConfigError(
-                f"split.gamma={gamma}, split.temperature={temperature}: gamma is at least 0, the"
-                " temperature above 0"
-            )
         self.gamma = gamma
         self.temperature = temperature
         self.reduction = reduction

@@ -7,11 +7,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from inco.errors import ConfigError
 from inco.models.base import Family, Form
+from inco.settings import (
+    COUNT,
+    RATES_AND_EXITS,
+    BatchNorm,
+    BatchNormImages,
+    Scaled,
+    above,
+    at_least,
+    checked,
+    many,
+    null_or,
+)
 from inco.splits.base import Cut, Norm, Relatives
 from inco.splits.objectives import SelfDistillation
 from inco.splits.width import channels_of, groups_of, leading, narrowed
@@ -21,27 +34,38 @@ class ScaleFL(Relatives):
     """Level l holds the first int(s_l C) channels of every layer, the blocks up to its last exit,
     and the exits on the way.
 
-    `levels`: [rate s_l, number of exits h_l] of each level, smallest first; the global model's own
-    classifier counts as the last exit. `exits`: after how many blocks of the whole model the early
-    exits stand. Null takes the published ones: four levels, of which a ResNet's have rates .7, .7,
-    .75 and 1 and exits at 30, 38 and 46 of 54 blocks, here in proportion; a ViT's .4, .55, .75 and
-    1, after 4, 6 and 9 of 12. `gamma`, `temperature`, `reduction`, `detach`, `start`: see
-    `SelfDistillation`. `scaler`: divide activations of narrowed layers by the rate. `bn`,
-    `bn_images`: see `Norm`. Ilhan et al., ScaleFL, CVPR 2023, and its published code.
+    The published levels are four: a ResNet's have rates .7, .7, .75 and 1 and exits at 30, 38 and
+    46 of 54 blocks, here in proportion; a ViT's .4, .55, .75 and 1, after 4, 6 and 9 of 12. The
+    loss is `SelfDistillation`. Ilhan et al., ScaleFL, CVPR 2023, and its published code. Raises
+    ConfigError where levels or exits do not rise or do not fit the model.
     """
 
+    @checked("split")
     def __init__(
         self,
-        levels: Sequence[Sequence[float]] | None = None,
-        exits: Sequence[int] | None = None,
-        gamma: float = 0.05,
-        temperature: float = 3.0,
-        reduction: str = "mean",
-        detach: bool = False,
-        start: int = 1,
-        scaler: bool = True,
-        bn: str = "batch",
-        bn_images: int | None = None,
+        levels: Annotated[
+            list[Any] | None,
+            null_or(RATES_AND_EXITS),
+            "[rate s, number of exits h] of each level, smallest first; the classifier is the last"
+            " exit; null: the published ones",
+        ] = None,
+        exits: Annotated[
+            list[int] | None,
+            null_or(many(COUNT)),
+            "blocks of the whole model before each early exit; null: the published ones, in"
+            " proportion",
+        ] = None,
+        gamma: Annotated[float, at_least(0), "weight of self-distillation; 0: none"] = 0.05,
+        temperature: Annotated[float, above(0), "T, of both sides of the distillation"] = 3.0,
+        reduction: Annotated[
+            Literal["mean", "batchmean"],
+            "of the divergence: mean over images and classes, or over images",
+        ] = "mean",
+        detach: Annotated[bool, "keep the teacher's gradient out"] = False,
+        start: Annotated[int, COUNT, "first round with distillation"] = 1,
+        scaler: Scaled = True,
+        bn: BatchNorm = "batch",
+        bn_images: BatchNormImages = None,
         *,
         family: Family,
     ) -> None:
@@ -70,7 +94,7 @@ class ScaleFL(Relatives):
             cuts.append(
                 Cut(_name(rate, count, len(places)), _first_blocks(family, places[count - 1]), form)
             )
-        objective = SelfDistillation(gamma, temperature, reduction, detach, start)  # type: ignore[arg-type]
+        objective = SelfDistillation(gamma, temperature, reduction, detach, start)
         super().__init__(family, cuts, Form(exits=early), Norm(bn, bn_images), objective)
 
     def _channels(self, level: int, phase: int) -> Mapping[str, Tensor]:
@@ -109,7 +133,7 @@ def _check_exits(places: Sequence[int], most: int) -> None:
             f"split=scalefl: the model has {most} blocks, and needs two or more to end early; use"
             " split=width"
         )
-    if any(a >= b for a, b in pairwise(places)) or places[0] < 1:
+    if any(a >= b for a, b in pairwise(places)):
         raise ConfigError(
             f"split.exits={places[:-1]}: list them in order, each after 1 to {most - 1} of the"
             f" model's {most} blocks"
@@ -117,10 +141,9 @@ def _check_exits(places: Sequence[int], most: int) -> None:
 
 
 def _check(table: Sequence[tuple[float, int]], places: Sequence[int]) -> None:
-    if not table or any(not 0 < rate <= 1 or not 1 <= h <= len(places) for rate, h in table):
+    if any(h > len(places) for _, h in table):
         raise ConfigError(
-            f"split.levels={table}: give [rate, exits] a level; rates are above 0 and at most 1,"
-            f" exits 1 to {len(places)}"
+            f"split.levels={table}: give [rate, exits] a level, with exits 1 to {len(places)}"
         )
     if any(a >= b for a, b in pairwise((h, rate) for rate, h in table)):
         raise ConfigError(

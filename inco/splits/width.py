@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,16 @@ from inco.errors import ConfigError
 from inco.flat import Slice
 from inco.models.base import Family, Form, Group
 from inco.seeding import generator
+from inco.settings import (
+    BatchNorm,
+    BatchNormImages,
+    MaskedLoss,
+    Rates,
+    Scaled,
+    between,
+    checked,
+    null_or,
+)
 from inco.splits.base import Cut, Norm, Relatives, class_rows
 from inco.splits.objectives import MaskedCrossEntropy
 from inco.types import SubModel, cross_entropy
@@ -91,36 +102,26 @@ def rolling(n: int, length: int, start: int) -> Tensor:
 class WidthSplit(Relatives):
     """Levels of one depth and several widths.
 
-    `levels`: rates, smallest first; a hidden layer of C channels keeps ceil(rate C). `masked_loss`:
-    what becomes of the logits of classes that a client has no example of: "zero" (published),
-    "minus_inf", or "off"; unless off, such a client also leaves the classifier's rows of those
-    classes out of the average. `scaler`: divide activations of narrowed layers by the rate, before
-    each norm. `bn`, `bn_images`: see `Norm`.
+    Unless `masked_loss` is "off", a client leaves the classifier's rows of classes that it has no
+    example of out of the average. Raises ConfigError where the levels do not rise.
     """
 
     title = "width"
 
     def __init__(
         self,
-        levels: Sequence[float],
-        masked_loss: str,
+        levels: list[float],
+        masked_loss: Literal["zero", "minus_inf", "off"],
         scaler: bool,
-        bn: str,
+        bn: Literal["aggregated", "static", "batch"],
         bn_images: int | None,
-        weighting: str,
+        weighting: Literal["clients", "width"],
         family: Family,
     ) -> None:
-        if (
-            not levels
-            or any(not 0 < rate <= 1 for rate in levels)
-            or any(a >= b for a, b in pairwise(levels))
-        ):
+        if any(a >= b for a, b in pairwise(levels)):
             raise ConfigError(
-                f"split.levels={list(levels)}: list the widths smallest first, each above 0 and at"
-                " most 1"
+                f"split.levels={list(levels)}: list the widths smallest first, each once"
             )
-        if weighting not in ("clients", "width"):
-            raise ConfigError(f"split.weighting={weighting}: must be clients or width")
         self.rates = list(levels)
         self.masked = masked_loss != "off"
         self.weighting = weighting
@@ -132,7 +133,7 @@ class WidthSplit(Relatives):
             for rate, sizes in zip(levels, self.sizes, strict=True)
         ]
         cuts = [Cut(rate_name(rate), keep, form) for rate, form in zip(levels, forms, strict=True)]
-        objective = MaskedCrossEntropy(masked_loss) if self.masked else cross_entropy  # type: ignore[arg-type]
+        objective = cross_entropy if masked_loss == "off" else MaskedCrossEntropy(masked_loss)
         super().__init__(family, cuts, norm=Norm(bn, bn_images), objective=objective)
 
     @abstractmethod
@@ -173,16 +174,17 @@ class Width(WidthSplit):
     """HeteroFL: a client of rate r holds the first ceil(r C) channels of every hidden layer.
 
     The published code measures BatchNorm's statistics anew on all training images before it scores
-    ("static"). Diao et al., HeteroFL, ICLR 2021. Settings: see `WidthSplit`.
+    ("static"). Diao et al., HeteroFL, ICLR 2021.
     """
 
+    @checked("split")
     def __init__(
         self,
-        levels: Sequence[float],
-        masked_loss: str = "zero",
-        scaler: bool = True,
-        bn: str = "static",
-        bn_images: int | None = None,
+        levels: Rates,
+        masked_loss: MaskedLoss = "zero",
+        scaler: Scaled = True,
+        bn: BatchNorm = "static",
+        bn_images: BatchNormImages = None,
         *,
         family: Family,
     ) -> None:
@@ -196,36 +198,46 @@ class Rolling(WidthSplit):
     """FedRolex: the channels that a client holds are a window that moves on by one each round,
     around the end.
 
-    `window`: "forward", channels t, t + 1, ... in round t (from 0) of a layer, modulo its width
-    (the paper); "backward", from -t on (the published code); "random", a permutation drawn anew for
-    each layer and round (the published code's `algo=random`; here tied layers share theirs).
-    `overlap`: null, the window moves by one; o in [0, 1], by floor(L (1 - o)) + 1 of its L
-    channels, as the published option, which however counts clients, not rounds, and modulo L.
-    `weighting`: "clients", all holders of a coordinate count alike (the published `avg`); "width",
-    in proportion to the channels that they hold of the layer (`width`). Its `updates` equals `avg`
-    as designed; as written it depends on the order of clients within a round, and is not offered.
-    Alam et al., FedRolex, NeurIPS 2022. Other settings: see `WidthSplit`.
+    In round t (from 0) the window of a layer has channels t, t + 1, ..., modulo its width (the
+    paper), or begins at -t (the published code). At random, it is a permutation drawn anew for each
+    layer and round (the published code's `algo=random`; here tied layers share theirs). The
+    published overlap counts clients, not rounds, and modulo the window's length. The published
+    weightings `avg` and `width` are "clients" and "width" here; its `updates` equals `avg` as
+    designed; as written it depends on the order of clients within a round, and is not offered. Alam
+    et al., FedRolex, NeurIPS 2022.
     """
 
     title = "rolling"
     moving = True
 
+    @checked("split")
     def __init__(
         self,
-        levels: Sequence[float],
-        window: str = "forward",
-        overlap: float | None = None,
-        weighting: str = "clients",
-        masked_loss: str = "zero",
-        scaler: bool = True,
-        bn: str = "batch",
-        bn_images: int | None = None,
+        levels: Rates,
+        window: Annotated[
+            Literal["forward", "backward", "random"],
+            "how the held channels move: the paper's way, the published code's, or drawn anew each"
+            " round",
+        ] = "forward",
+        overlap: Annotated[
+            float | None,
+            null_or(between(0, 1)),
+            "null: the window moves by one channel a round; o: by floor(L (1 - o)) + 1 of its L"
+            " channels",
+        ] = None,
+        weighting: Annotated[
+            Literal["clients", "width"],
+            "holders of a coordinate count alike, or in proportion to the channels of the layer"
+            " that they hold",
+        ] = "clients",
+        masked_loss: MaskedLoss = "zero",
+        scaler: Scaled = True,
+        bn: BatchNorm = "batch",
+        bn_images: BatchNormImages = None,
         *,
         family: Family,
     ) -> None:
-        if window not in ("forward", "backward", "random"):
-            raise ConfigError(f"split.window={window}: must be forward, backward or random")
-        if overlap is not None and (window == "random" or not 0 <= overlap <= 1):
+        if overlap is not None and window == "random":
             raise ConfigError(
                 f"split.overlap={overlap} with split.window={window}: null, or 0 to 1 for a window"
                 " that moves; use null"

@@ -3,6 +3,8 @@
 The local record (`record.py`) is the truth: a tracker never raises.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import os
@@ -10,18 +12,17 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from inco.errors import ConfigError
 from inco.records.record import atomic_write
+from inco.settings import between, checked
 from inco.tracker.online import has_key, no_answer, short
 
 TOTAL_S = 15.0  # the most that W&B may add to a run, start and end together
-MODES = ("auto", "online", "offline")
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,10 @@ class NoTracker:
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def start(self, run: RunInfo) -> None:
+    def start(self, *_: object, **__: object) -> None:
         """Do nothing."""
 
-    def log(self, *_: object, **__: object) -> None:
-        """Do nothing."""
-
-    image = table = file = finish = log
+    log = image = table = file = finish = start
 
 
 class Wandb:
@@ -97,18 +95,31 @@ class Wandb:
     backwards.
     """
 
+    @checked("tracker")
     def __init__(
         self,
-        project: str = "inco",
-        mode: str = "auto",
-        entity: str | None = None,
-        group: str | None = None,
-        tags: Iterable[str] = (),
-        timeout_s: float = 10.0,
-        job_type: str = "train",
-        report: bool = False,
+        project: Annotated[str, "W&B project"] = "inco",
+        mode: Annotated[
+            Literal["auto", "online", "offline"],
+            "auto: online if a key is there and the server answers, else offline",
+        ] = "auto",
+        entity: Annotated[str | None, "W&B user or team; null: your default"] = None,
+        group: Annotated[
+            str | None, "runs that belong together; null: the experiment's or the sweep's name"
+        ] = None,
+        tags: Annotated[
+            list[str], "added to the run's own, which name its dataset, split and algorithm"
+        ] = [],  # noqa: B006
+        timeout_s: Annotated[
+            float,
+            between(0, 10, open_low=True),
+            "seconds to wait for the server before going offline",
+        ] = 10.0,
+        job_type: Annotated[str, "what W&B files the run under"] = "train",
+        report: Annotated[
+            bool, "true: report.html goes to W&B as an artifact when the run ends"
+        ] = False,
     ) -> None:
-        _check(mode, timeout_s)
         self.job_type = job_type
         self.report = report
         self.project = project
@@ -123,9 +134,7 @@ class Wandb:
         self._images = True
 
     def start(self, run: RunInfo) -> str | None:
-        """Open the W&B run and say in one line where it goes; None if W&B is off because
-        `WANDB_MODE` says so.
-        """
+        """Open the W&B run and say in one line where it goes; None if `WANDB_MODE` says off."""
         began = time.monotonic()
         self._run = None
         self._images = True
@@ -150,11 +159,9 @@ class Wandb:
             return "off, as WANDB_MODE says"
         self._wandb = _import_wandb()
         why = self._why_offline(mode)
-        return (
-            f"runs would be offline ({why}); `wandb sync` uploads them later"
-            if why
-            else "runs would be online"
-        )
+        if why:
+            return f"runs would be offline ({why}); `wandb sync` uploads them later"
+        return "runs would be online"
 
     def log(self, metrics: Mapping[str, float], round: int) -> None:
         """Mirror the numbers of one round."""
@@ -172,11 +179,8 @@ class Wandb:
         self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int
     ) -> None:
         """Mirror a table."""
-        self._media(
-            key,
-            lambda wandb: wandb.Table(columns=list(columns), data=[list(row) for row in rows]),
-            round,
-        )
+        cells = [list(row) for row in rows]
+        self._media(key, lambda wandb: wandb.Table(columns=list(columns), data=cells), round)
 
     def file(self, path: Path) -> None:
         """Keep a file with the run, as an artifact of its name."""
@@ -189,9 +193,7 @@ class Wandb:
                 self.warnings.append(f"W&B has not taken {path.name}: {short(error)}")
 
     def _media(self, key: str, made: Callable[[Any], Any], round: int) -> None:
-        """Log what W&B makes of a file or a table; an error turns such things off and leaves the
-        numbers running.
-        """
+        """Log what W&B makes of a file or a table; an error turns off such things alone."""
         if self._run is None or not self._images:
             return
         try:
@@ -207,20 +209,19 @@ class Wandb:
 
         What a stalled network left behind stays on disk, and a warning says how to send it.
         """
-        run, self._run = self._run, None
+        run = self._run
+        self._run = None
         if run is None:
             return
         try:
-            # test/acc has a summary rule of its own (its best and last value), which a plain value
-            # would overwrite.
-            run.summary.update(
-                {key: _jsonable(value) for key, value in summary.items() if key != "test/acc"}
-            )
+            # a plain value would overwrite the summary rule of test/acc: its best and last value
+            facts = {k: _jsonable(v) for k, v in summary.items() if k != "test/acc"}
+            run.summary.update(facts)
             run.finish(exit_code=exit_code)
-            if getattr(run, "_finish_timed_out", False):
-                self.warnings.append(
-                    f"W&B had not sent everything; to send the rest: wandb sync {_files(run)}"
-                )
+        except TimeoutError:
+            self.warnings.append(
+                f"W&B had not sent everything; to send the rest: wandb sync {_files(run)}"
+            )
         except Exception as error:
             self._off("could not close the run", error)
 
@@ -242,7 +243,12 @@ class Wandb:
         before = set(home.glob(made))
         try:
             self._run = self._init(
-                run, run_id, "online", init_timeout=wait, finish_timeout=left - wait
+                run,
+                run_id,
+                "online",
+                init_timeout=wait,
+                finish_timeout=left - wait,
+                finish_timeout_raises=True,
             )
         except Exception as error:
             for leftover in set(home.glob(made)) - before:
@@ -292,23 +298,6 @@ class Wandb:
         return line
 
 
-def _check(mode: str, timeout_s: float) -> None:
-    """Refuse wrong settings before anything starts."""
-    problems = []
-    if mode not in MODES:
-        problems.append(
-            f"tracker.mode={mode}: must be one of {', '.join(MODES)}; for no W&B at all use"
-            " tracker=none"
-        )
-    if not 0 < timeout_s <= 10:
-        problems.append(
-            f"tracker.timeout_s={timeout_s}: seconds above 0 and at most 10; use"
-            " tracker.timeout_s=10"
-        )
-    if problems:
-        raise ConfigError(problems)
-
-
 def _env_mode(mode: str) -> str:
     """Let `WANDB_MODE`, which users and clusters set, decide where the setting is auto."""
     asked = os.environ.get("WANDB_MODE", "").lower()
@@ -316,25 +305,19 @@ def _env_mode(mode: str) -> str:
 
 
 def _import_wandb() -> Any:
-    """Import wandb and silence its console lines, also those that it prints before a run has
-    settings.
-    """
-    # W&B's error reports about itself would hold the process up by 10 s and more when the server is
-    # down.
+    """Import wandb and silence its console lines, those before a run has settings included."""
+    # W&B's reports of its own errors would hold us up by 10 s and more when the server is down
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    logging.getLogger(
-        "wandb"
-    ).propagate = False  # it has files of its own; Hydra's root logger would print every line
+    # it has files of its own; Hydra's root logger would print every line
+    logging.getLogger("wandb").propagate = False
     wandb.setup(settings=wandb.Settings(**_quiet()))
     return wandb
 
 
 def _drop_service(wandb: Any) -> None:
-    """Let go of W&B's service, which may be dead: the next job of a sweep gets a new one, and the
-    exit no traceback.
-    """
+    """Let go of W&B's service, which may be dead: the next job of a sweep gets a new one."""
 
     def drop() -> None:
         with suppress(Exception):
@@ -352,9 +335,7 @@ def _quiet() -> dict[str, Any]:
 
 
 def _run_id(folder: Path) -> str:
-    """Give the W&B id of a run's folder, made once, so that a resumed run goes on under the same
-    id.
-    """
+    """Give the W&B id of a run's folder, made once: a resumed run goes on under the same id."""
     path = folder / "wandb_id"
     if path.is_file() and (known := path.read_text().strip()):
         return known

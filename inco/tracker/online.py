@@ -1,6 +1,4 @@
-"""Whether W&B would find credentials and a server, told without a prompt and without waiting for
-long.
-"""
+"""Whether W&B would find credentials and a server, told without a prompt or a long wait."""
 
 import os
 import threading
@@ -14,6 +12,7 @@ def has_key(url: str) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
+        # internal, but the public ways to a key (wandb.login, wandb.Api) may stop to ask for one
         from wandb.sdk.lib import wbauth
 
         return wbauth.read_netrc_auth(host=url) is not None

@@ -1,6 +1,4 @@
-"""Mirror a run to TensorBoard's files: `tensorboard --logdir outputs/tensorboard` shows all runs
-side by side.
-"""
+"""Mirror a run to TensorBoard's files: `tensorboard --logdir outputs/tensorboard` shows them."""
 
 from __future__ import annotations
 
@@ -48,11 +46,10 @@ class TensorBoard:
 
     def log(self, metrics: Mapping[str, float], round: int) -> None:
         """Mirror the numbers of one round."""
+        known = {key: value for key, value in metrics.items() if value is not None}
         self._do(
             f"stopped at round {round}",
-            lambda writer: [
-                writer.add_scalar(k, v, round) for k, v in metrics.items() if v is not None
-            ],
+            lambda writer: [writer.add_scalar(key, known[key], round) for key in known],
         )
         self._do("stopped", lambda writer: writer.flush())
 
@@ -69,9 +66,8 @@ class TensorBoard:
         self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int
     ) -> None:
         """Mirror a table, as text."""
-        lines = [
-            "|" + "|".join(map(str, row)) + "|" for row in (columns, ["---"] * len(columns), *rows)
-        ]
+        rule = ["---"] * len(columns)
+        lines = ["|" + "|".join(map(str, row)) + "|" for row in (columns, rule, *rows)]
         self._do(f"stopped at {key}", lambda writer: writer.add_text(key, "\n".join(lines), round))
 
     def file(self, path: Path) -> None:
@@ -79,13 +75,12 @@ class TensorBoard:
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Write the last facts and close the files."""
-        self._do(
-            "could not close",
-            lambda writer: writer.add_text(
-                "summary", _code(summary), int(summary.get("rounds", 0))
-            ),
-        )
-        self._do("could not close", lambda writer: writer.close())
+
+        def close(writer: Any) -> None:
+            writer.add_text("summary", _code(summary), int(summary.get("rounds", 0)))
+            writer.close()
+
+        self._do("could not close", close)
         self._writer = None
 
     def _do(self, what: str, write: Callable[[Any], Any]) -> None:

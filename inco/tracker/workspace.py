@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-SECTIONS: tuple[
-    tuple[str, tuple[tuple[str, str], ...]], ...
-] = (  # section, then title and metrics (a regular expression) of each chart
+Charts = tuple[tuple[str, str], ...]  # title, and metrics as a regular expression
+SECTIONS: tuple[tuple[str, Charts], ...] = (
     ("Accuracy", (("Mean over capacities (%)", "test/acc"), ("By capacity (%)", "test/acc/.*"))),
     ("Loss", (("Training", "train/loss"), ("Test", "test/loss"))),
     ("Similarity (CKA)", (("Mean over pairs, by layer", "cka/layer.*|cka/blocks.*"),)),
@@ -43,25 +42,15 @@ def workspace(entity: str, project: str, name: str) -> Any:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
+    def plot(title: str, keys: str) -> Any:
+        return reports.LinePlot(title=title, x="round", metric_regex=f"^({keys})$", groupby="group")
+
     sections = [
-        workspaces.Section(
-            name=title,
-            is_open=True,
-            panels=[
-                reports.LinePlot(
-                    title=chart, x="round", metric_regex=f"^({keys})$", groupby="group"
-                )
-                for chart, keys in charts
-            ],
-        )
+        workspaces.Section(name=title, is_open=True, panels=[plot(*chart) for chart in charts])
         for title, charts in SECTIONS
     ]
-    sections.append(
-        workspaces.Section(
-            name="Pictures",
-            panels=[reports.MediaBrowser(title=key, media_keys=[key]) for key in PICTURES],
-        )
-    )
+    pictures: list[Any] = [reports.MediaBrowser(title=key, media_keys=[key]) for key in PICTURES]
+    sections.append(workspaces.Section(name="Pictures", panels=pictures))
     return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections)
 
 

@@ -332,22 +332,25 @@ def test_uncovered_coordinates_do_not_move(name: str, algorithm: Algorithm) -> N
 # Settings
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (lambda: FedProx(-0.1), "algorithm.mu=-0.1"),
-    (lambda: FedProx(math.nan), "algorithm.mu=nan"),
-    (lambda: Moon(mu=-1.0), "algorithm.mu=-1.0"),
-    (lambda: Moon(temperature=0.0), "algorithm.temperature=0.0"),
-    (lambda: FedDyn(0.0), "algorithm.alpha=0.0"),
-    (lambda: Scaffold(option="III"), "algorithm.option=III"),  # type: ignore[arg-type]
-    (lambda: Scaffold(correction="after"), "algorithm.correction=after"),  # type: ignore[arg-type]
-    (lambda: FedNova(tau="all"), "algorithm.tau=all"),  # type: ignore[arg-type]
+    (lambda: FedProx(-0.1), "algorithm.mu=-0.1: must be at least 0"),
+    (lambda: FedProx(math.nan), "algorithm.mu=nan: must be at least 0"),
+    (lambda: Moon(mu=-1.0), "algorithm.mu=-1.0: must be at least 0"),
+    (lambda: Moon(temperature=0.0), "algorithm.temperature=0.0: must be above 0"),
+    (lambda: FedDyn(0.0), "algorithm.alpha=0.0: must be above 0"),
+    (lambda: Scaffold(option="III"), "algorithm.option=III: must be one of II, I"),  # type: ignore[arg-type]
+    (
+        lambda: Scaffold(correction="after"),
+        "algorithm.correction=after: must be one of grad, post_step",
+    ),  # type: ignore[arg-type]
+    (lambda: FedNova(tau="all"), "algorithm.tau=all: must be one of holders, cohort"),  # type: ignore[arg-type]
 ]
 
 
 @pytest.mark.parametrize("make, named", REFUSED, ids=[named for _, named in REFUSED])
 def test_settings_that_are_refused(make: Callable[[], object], named: str) -> None:
-    with pytest.raises(ConfigError, match="use ") as error:
+    with pytest.raises(ConfigError) as error:
         make()
-    assert str(error.value).startswith(named)
+    assert str(error.value) == named
 
 
 def test_what_each_sends_and_reads() -> None:

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from support import ROOT, settings_of
 
-from inco.config.front import check
+from inco.assembly import problems as problems_of
+from inco.config import signatures
 from inco.config.naming import FREE, digest, identity
-from inco.config.registry import SCHEMAS
-from inco.config.schema import Root
 from inco.config.targets import build, locate, target_problem
-from inco.config.validate import GROUPS, OVERLAYS, validate
+from inco.config.validate import GROUPS, OVERLAYS
+from inco.config.validate import ROOT as ROOT_SETTINGS
 from inco.errors import ConfigError
+from inco.run.front import check
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
 # what other groups give a class
@@ -58,7 +59,7 @@ def composed(group: str, option: str) -> dict:
     "words", ["model.pretrained", "partition=fixed partition.path", "capacity=file capacity.path"]
 )
 def test_names_that_no_file_system_takes_are_no_files(words: str) -> None:
-    problems = validate(settings_of(*f"{words}={'x' * 5000}".split()))
+    problems = problems_of(settings_of(*f"{words}={'x' * 5000}".split()))
     assert len(problems) == 1 and "no such file" in problems[0]
 
 
@@ -66,7 +67,7 @@ def test_names_that_no_file_system_takes_are_no_files(words: str) -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_is_valid(group: str, option: str) -> None:
     assert group in (*GROUPS, *OVERLAYS), "a folder of conf/ that no group reads"
-    assert validate(composed(group, option)) == []
+    assert problems_of(composed(group, option)) == []
 
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "fednova"])
@@ -75,9 +76,9 @@ def test_the_papers_experiments_run_every_method_with_adam(algorithm: str) -> No
         settings_of("experiment=table2_resnet", f"algorithm={algorithm}")["algorithm"]["allow_adam"]
         is True
     )
-    assert validate(settings_of("experiment=table2_resnet", f"algorithm={algorithm}")) == []
+    assert problems_of(settings_of("experiment=table2_resnet", f"algorithm={algorithm}")) == []
     assert settings_of(f"algorithm={algorithm}")["algorithm"]["allow_adam"] is False
-    assert validate(settings_of(f"algorithm={algorithm}")) != []
+    assert problems_of(settings_of(f"algorithm={algorithm}")) != []
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if g in GROUPS])
@@ -87,7 +88,7 @@ def test_yaml_schema_and_constructor_agree(group: str, option: str) -> None:
     """
     node = composed(group, option)[group]
     keys = set(node) - {"_target_"}
-    assert {f.name for f in fields(SCHEMAS[node["_target_"]])} == keys
+    assert set(signatures.settings_of(node["_target_"]) or {}) == keys
     if group == "engine":  # settings of the launcher, not of an object
         return
     parameters = inspect.signature(locate(group, node["_target_"])).parameters
@@ -97,14 +98,22 @@ def test_yaml_schema_and_constructor_agree(group: str, option: str) -> None:
     assert own == keys
 
 
-def test_every_schema_field_has_a_rule_or_a_type_that_says_it_all() -> None:
-    for schema in {*SCHEMAS.values(), Root}:
-        for field in fields(schema):
-            free = str(field.type) in ("str", "bool", "str | None", "list[str]")
-            assert free or "rule" in field.metadata, (
-                f"{schema.__name__}.{field.name} accepts anything"
-            )
-            assert field.default is not MISSING or field.default_factory is not MISSING
+TARGETS = {
+    str(node._target_)
+    for group in GROUPS
+    for node in map(OmegaConf.load, sorted((ROOT / "conf" / group).glob("*.yaml")))
+    if "_target_" in node
+}
+
+
+@pytest.mark.parametrize("target", sorted({*TARGETS, ROOT_SETTINGS}))
+def test_every_setting_has_a_meaning_and_a_rule_or_a_type_that_says_it_all(target: str) -> None:
+    settings = signatures.settings_of(target)
+    assert settings is not None
+    for name, setting in settings.items():
+        free = setting.type in (str, bool, str | None, list[str])
+        assert free or setting.rule, f"{target}.{name} accepts anything"
+        assert setting.meaning, f"{target}.{name}: say what it means"
 
 
 def test_top_level_keys_are_the_contract() -> None:
@@ -119,7 +128,7 @@ def test_top_level_keys_are_the_contract() -> None:
         "fresh",
         "scale",
     }
-    assert {f.name for f in fields(Root)} == names
+    assert set(signatures.settings_of(ROOT_SETTINGS) or {}) == names
     folders = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
     assert folders == {*GROUPS, *OVERLAYS}
 
@@ -152,18 +161,18 @@ def test_top_level_keys_are_the_contract() -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(override: str, words: list[str]) -> None:
-    problems = validate(settings_of(override))
+    problems = problems_of(settings_of(override))
     assert len(problems) == 1
     assert all(word in problems[0] for word in words), problems
 
 
 def test_vit_that_cannot_cut_the_image() -> None:
-    (problem,) = validate(settings_of("model=vit_tiny", "split=layer", "model.image_size=30"))
+    (problem,) = problems_of(settings_of("model=vit_tiny", "split=layer", "model.image_size=30"))
     assert "model.image_size=30" in problem and "model.image_size=24" in problem
 
 
 def test_all_problems_are_told_at_once() -> None:
-    problems = validate(
+    problems = problems_of(
         settings_of("local.lr=-1", "rounds=0", "partition.alpha=-3", "transform.rule=x")
     )
     assert len(problems) == 4
@@ -172,14 +181,14 @@ def test_all_problems_are_told_at_once() -> None:
 def test_a_typo_inside_a_yaml_is_found() -> None:
     settings = settings_of()
     settings["local"]["learning_rate"] = settings["local"].pop("lr")
-    problems = validate(settings)
+    problems = problems_of(settings)
     assert any("local.learning_rate: no such setting" in p for p in problems) and any(
         "local.lr: missing" in p for p in problems
     )
 
 
 def test_missing_value_is_asked_for() -> None:
-    (problem,) = validate(settings_of("partition=fixed"))
+    (problem,) = problems_of(settings_of("partition=fixed"))
     assert problem.startswith("partition.path") and "give it a value" in problem
 
 
@@ -231,14 +240,14 @@ def test_experiments_run_small() -> None:
     """
     for path in Path(ROOT / "conf" / "experiment").glob("*.yaml"):
         if path.stem == "quickstart":
-            assert validate(settings_of("experiment=quickstart", "debug=tiny")) == []
+            assert problems_of(settings_of("experiment=quickstart", "debug=tiny")) == []
             continue
         paper, mini = (
             settings_of(f"experiment={path.stem}", f"scale={scale}") for scale in ("paper", "mini")
         )
         # the published partitions are not ours
         problems = [
-            text for text in (*validate(paper), *validate(mini)) if "no such file" not in text
+            text for text in (*problems_of(paper), *problems_of(mini)) if "no such file" not in text
         ]
         assert problems == [], path.stem
         assert mini["rounds"] < paper["rounds"] and mini["model"] != paper["model"], path.stem

@@ -285,5 +285,8 @@ def test_a_last_test_batch_that_is_not_full_can_be_left_out(
         assert dataset.digest == whole.digest and len(dataset.train.labels) == 24
     with pytest.raises(DataError, match="12 test images, and none would be scored"):
         SmallSVHN(str(tmp_path), test_drop_last=13).load()
-    with pytest.raises(ConfigError, match="at least 1 image"):
+    with pytest.raises(
+        ConfigError,
+        match=r"dataset\.test_drop_last=0: must be null, or a whole number of at least 1",
+    ):
         SmallSVHN(str(tmp_path), test_drop_last=0)

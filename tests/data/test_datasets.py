@@ -89,9 +89,14 @@ def test_synthetic_of_one_pixel_and_in_chunks() -> None:
 
 def test_synthetic_tells_all_its_problems() -> None:
     with pytest.raises(ConfigError) as error:
-        Synthetic(shape=[3, 8, 9], num_classes=1, num_train=0, num_test=0, transforms="published")
+        Synthetic(shape=[3, 8, 0], num_classes=1, num_train=0, num_test=0, transforms="published")
     assert len(error.value.problems) == 4
-    with pytest.raises(ConfigError, match=r"dataset\.transforms='best'"):
+    with pytest.raises(ConfigError) as error:
+        Synthetic(shape=[3, 8, 9], num_classes=5, num_train=4, num_test=4, transforms="published")
+    assert len(error.value.problems) == 3
+    with pytest.raises(
+        ConfigError, match=r"dataset\.transforms=best: must be one of published, corrected"
+    ):
         Digits(transforms="best")
 
 

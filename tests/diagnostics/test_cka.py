@@ -17,7 +17,7 @@ from PIL import Image
 from support import ROOT, TINY, TINY_VIT, named, settings_of, simulate, thinned, timeless
 
 import inco.assembly as wiring
-from inco.config.validate import validate
+from inco.assembly import problems as problems_of
 from inco.diagnostics import Subject
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.similarity import Estimator, cka, gram, hsic
@@ -274,9 +274,9 @@ def test_arrays_of_rounds_that_are_dropped_are_dropped(tmp_path: Path) -> None:
 def test_wrong_settings_are_told() -> None:
     assert (
         "diagnostics.models"
-        in validate(settings_of("diagnostics=cka", "diagnostics.models=all"))[0]
+        in problems_of(settings_of("diagnostics=cka", "diagnostics.models=all"))[0]
     )
-    (told,) = validate(settings_of("diagnostics=cka", "diagnostics.batch=100"))
+    (told,) = problems_of(settings_of("diagnostics=cka", "diagnostics.batch=100"))
     assert told.startswith("diagnostics.batch=100 with diagnostics.images=256: ") and told.endswith(
         "use diagnostics.batch=256"
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import TINY, TINY_VIT, read_rows, settings_of, simulate, timeless
 
-from inco.config.validate import validate
+from inco.assembly import problems as problems_of
 from inco.diagnostics.gradients import Gradients, kernel_products, sample
 from inco.diagnostics.histogram import count, edges
 from inco.errors import ConfigError
@@ -206,21 +206,21 @@ def test_layers_by_name_values_and_rounds() -> None:
 
 
 def test_wrong_settings_are_told() -> None:
-    (told,) = validate(settings_of("diagnostics=gradients", "diagnostics.layers=all"))
+    (told,) = problems_of(settings_of("diagnostics=gradients", "diagnostics.layers=all"))
     assert (
         told == "diagnostics.layers=all: must be auto or a list of layers as"
         " [layer3.0.conv1,layer3.1.conv1]"
     )
     assert (
         "diagnostics.batch=100"
-        in validate(settings_of("diagnostics=all", "diagnostics.batch=100"))[0]
+        in problems_of(settings_of("diagnostics=all", "diagnostics.batch=100"))[0]
     )
     with pytest.raises(
         ConfigError,
         match=r"diagnostics.layers: the model has no layer layer9; it has conv1, .*layer1.0.conv1",
     ):
         simulate(*TINY, *SEE, "diagnostics.layers=[layer9]")
-    with pytest.raises(ConfigError, match="use auto, or a list"):
+    with pytest.raises(ConfigError, match=r"diagnostics\.layers=layer1: must be auto or a list"):
         Gradients(1, "layer1")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inco.callbacks import Callback
 from inco.clients.local import SGD, Local
 from inco.clients.pool import ModelPool
 from inco.data.dataset import Images
@@ -197,10 +198,14 @@ def test_a_round_of_one_rank() -> None:
     """
     trainer, ticks = Fake(), []
     house = engine(trainer)
-    house.on_client = lambda done, of: ticks.append((done, of))
+
+    class Ticking(Callback):
+        def on_client_end(self, task: ClientTask, done: int, of: int) -> None:
+            ticks.append((done, of))
+
     w, b = torch.zeros(8), torch.empty(0)
     for _ in range(2):
-        found = house.map_reduce(house.cohort(TASKS, SUBS), w, b, {})
+        found = house.map_reduce(house.cohort(TASKS, SUBS), w, b, {}, callbacks=[Ticking()])
         assert torch.allclose(
             found.mean["delta"], torch.full((8,), (6 * 7 + 2 * 3 + 9 * 10) / 20), rtol=1e-7
         )

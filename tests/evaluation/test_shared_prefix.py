@@ -36,7 +36,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch, *overrides: str):
     noise = torch.Generator().manual_seed(1)
     w = state.w + 0.05 * torch.randn(state.w.shape, generator=noise)
     b = state.b + 0.02 * torch.rand(state.b.shape, generator=noise)
-    return run.simulator.engine.evaluator, run.simulator.population.submodels(1), w, b
+    return run.evaluator, run.simulator.population.submodels(1), w, b
 
 
 def alone(scorer: evaluate.Evaluator, *args: object) -> Tensor:

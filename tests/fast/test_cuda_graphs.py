@@ -9,6 +9,7 @@ import torch
 from support import TINY, settings_of, timeless
 
 import inco.assembly as wiring
+from inco.callbacks import EachRound
 from inco.config.validate import validate
 from inco.engine.ranks import Ranks
 from inco.errors import ConfigError
@@ -42,7 +43,7 @@ def run(passes: bool, *overrides: str, rounds: int = 2):
             settings["local"]["batch_size"], settings["local"]["precision"], capture
         )
     state, rows = assembly.simulator.start(0), []
-    assembly.simulator.run(state, rounds, lambda state, metrics: rows.append(metrics))
+    assembly.simulator.run(state, rounds, [EachRound(lambda state, metrics: rows.append(metrics))])
     return state, timeless(rows), counted
 
 
@@ -93,6 +94,6 @@ def test_cuda_graphs_have_the_eager_bits() -> None:
             settings_of(*TINY, f"engine.mode={mode}"), Ranks(0, 1, torch.device("cuda", 0))
         )
         state = assembly.simulator.start(0)
-        assembly.simulator.run(state, 2, lambda state, metrics: None)
+        assembly.simulator.run(state, 2, ())
         states.append(state)
     assert torch.equal(states[0].w, states[1].w) and callable(cuda_graph)

@@ -20,9 +20,9 @@ from fuzz.subjects_data import Idx
 from support import ROOT, TINY, simulate
 
 from faults.sitting import ONE, copied, last_checkpoint, sit
-from inco.config.front import check
 from inco.data.sources import Digits
 from inco.errors import ConfigError, DataError, InCoError, StorageError
+from inco.run.front import check
 
 pytestmark = pytest.mark.full
 
@@ -189,7 +189,7 @@ def test_r19_a_sweep_is_checked_as_a_whole(type_command, tmp_path: Path) -> None
 def test_r19_nothing_heavy_is_imported_for_that() -> None:
     code = (
         "import sys; from pathlib import Path; from inco.config.naming import register; from"
-        " inco.config.front import check; register()\nfrom inco.errors import ConfigError\ntry:"
+        " inco.run.front import check; register()\nfrom inco.errors import ConfigError\ntry:"
         f" check(Path({str(CONF)!r}), {list(WRONG)!r})\nexcept ConfigError as error:"
         " print(len(error.problems), *[m for m in ('torch', 'numpy', 'wandb') if m in"
         " sys.modules])"

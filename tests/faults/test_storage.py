@@ -16,11 +16,11 @@ from support import read_rows, read_summary
 
 from faults.sitting import ONE, copied, last_checkpoint, same_end, sit
 from faults.test_input import quickest
-from inco.config.front import check
 from inco.errors import ConfigError, StorageError
 from inco.records import checkpoint
 from inco.records.checkpoint import FORMAT_VERSION, Checkpoints, _hash_json
 from inco.records.record import RunRecord
+from inco.run.front import check
 
 pytestmark = pytest.mark.full
 

@@ -29,7 +29,7 @@ from fuzz import words
 from fuzz.mild import mild_line
 from fuzz.outcomes import LIMIT_S, Fault, Report, judged
 from inco.config import front
-from inco.config.front import check
+from inco.run.front import check
 
 RUN_LIMIT_S = 60.0
 # an experiment of the paper brings hundreds of points, and composing one takes a fifth of a second

@@ -5,16 +5,16 @@ schemas.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
 from support import ROOT
 
-from inco.config.registry import SCHEMAS
-from inco.config.schema import Root
+from inco.config.signatures import settings_of
 from inco.config.validate import GROUPS, OVERLAYS
+from inco.config.validate import ROOT as ROOT_SETTINGS
 
 CONF = ROOT / "conf"
 NASTY = (
@@ -74,16 +74,21 @@ def space() -> Space:
             for key, value in node.items():
                 defaults.setdefault(f"{group}.{key}", []).append(value)
     top: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
-    defaults |= {key: [top[key]] for key in (f.name for f in fields(Root)) if key != "name"}
+    defaults |= {key: [top[key]] for key in settings_of(ROOT_SETTINGS) or {} if key != "name"}
     choices: dict[str, list[str]] = {}
-    for target, schema in SCHEMAS.items():
-        for f in fields(schema):
-            rule = f.metadata.get("rule")
-            if rule is not None and rule.text.startswith("one of "):
-                choices.setdefault(f"{target.split('.')[1].rstrip('s')}.{f.name}", []).extend(
-                    rule.text[7:].split(", ")
-                )
+    for group in GROUPS:
+        for target in targets(group):
+            for name, setting in (settings_of(target) or {}).items():
+                if setting.rule is not None and setting.rule.text.startswith("one of "):
+                    words = setting.rule.text[7:].split(", ")
+                    choices.setdefault(f"{group}.{name}", []).extend(words)
     return Space(options, defaults, choices)
+
+
+def targets(group: str) -> list[str]:
+    """Return the classes of a group's options."""
+    nodes = map(OmegaConf.load, sorted((CONF / group).glob("*.yaml")))
+    return [str(node._target_) for node in nodes if "_target_" in node]
 
 
 def line(rng: random.Random) -> list[str]:
@@ -111,7 +116,7 @@ def override(rng: random.Random) -> str:
     if at < 0.80:
         return rng.choice(HYDRA)
     if at < 0.84:
-        return f"{rng.choice(GROUPS)}._target_={rng.choice((*SCHEMAS, *NASTY))}"
+        return f"{rng.choice(GROUPS)}._target_={rng.choice((*targets(rng.choice(GROUPS)), *NASTY))}"
     if at < 0.94:
         return f"{rng.choice(('+', '++', '~', '~', ''))}{rng.choice((_value, _choice))(rng)}"
     return _broken(rng)

@@ -7,7 +7,7 @@ import torch
 from support import settings_of, simulate
 from torch import Tensor, nn
 
-from inco.config.validate import validate
+from inco.assembly import problems as problems_of
 from inco.errors import ConfigError
 from inco.fast.pooling import MaxPool2x2
 from inco.flat import layouts_of
@@ -165,7 +165,7 @@ def test_splits_that_fit(split: str) -> None:
 
 @pytest.mark.parametrize("split", ["stage", "layer", "isolated", "inclusive", "scalefl"])
 def test_splits_that_cut_blocks_are_refused_at_the_door(split: str) -> None:
-    problems = validate(settings_of(*TINY, f"split={split}"))
+    problems = problems_of(settings_of(*TINY, f"split={split}"))
     assert any("no blocks" in p and "use split=none, width or rolling" in p for p in problems)
 
 

@@ -24,12 +24,13 @@ from inco.diagnostics.similarity import gram
 from inco.errors import ConfigError, DataError
 from inco.paper.figures import cka, gradients, mixing, scores
 from inco.paper.figures.__main__ import main
-from inco.paper.figures.groups import Group, grouped
+from inco.paper.figures.groups import grouped
 from inco.paper.figures.measures import coarse, cosine, density, linear_cka, reach, spearman
 from inco.paper.figures.options import Options
 from inco.paper.figures.registry import ENTRIES, FIGURES
 from inco.paper.figures.style import paper_style
 from inco.records.arrays import write_npz
+from inco.records.groups import Group
 from inco.records.runs import find
 
 NO = Options()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support import ROOT, settings_of
 
-from inco.config.front import check
 from inco.errors import ConfigError
+from inco.run.front import check
 
 CONF, SCRIPTS = ROOT / "conf", ROOT / "multirun_scripts"
 

@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 from report_folders import write_folder
 from support import ROOT
 
+from inco.records.groups import Group
 from inco.records.names import flat
 from inco.records.runs import find
 from inco.report import write_comparison
-from inco.report.groups import Group
 from inco.report.paper import Entry, candidates, entries, gain, known, of_experiment, published
 from inco.report.text import MISSING
 

@@ -21,6 +21,7 @@ from support import ROOT
 
 from inco.errors import ConfigError, DataError
 from inco.records.arrays import ArrayStore, write_npz
+from inco.records.groups import spread
 from inco.records.names import natural
 from inco.records.record import RunRecord
 from inco.records.runs import Run, find
@@ -28,7 +29,7 @@ from inco.report import groups, maps, write_comparison, write_run
 from inco.report.curves import BUDGET, MOST, by_layer, grouped, kept, over_rounds, picked
 from inco.report.filters import kept as filtered
 from inco.report.markup import Html, html, tag
-from inco.report.stats import note, sign_flip_p, spread
+from inco.report.stats import note, sign_flip_p
 from inco.report.tables import _LATEX, _MARKDOWN, translated
 from inco.report.text import MISSING, amount, clock, setting, sig4
 

@@ -27,7 +27,28 @@ def test_help_is_quick_and_lists_groups(type_command) -> None:
     done = type_command("--help")
     # measured: 0.6 s; a loaded machine may take longer
     assert done.returncode == 0 and time.monotonic() - began < 5
-    assert "transform: add_noise, inco, neither" in done.stdout and "num_clients: 20" in done.stdout
+    assert "transform: add_noise, inco, neither" in done.stdout
+    assert "  num_clients=20\n        population N (a whole number of at least 1)" in done.stdout
+    assert "  local.lr=0.001\n" in done.stdout and "name=${run_name:}" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_wrong_between_groups_leaves_nothing(type_command, tmp_path, workers: int) -> None:
+    """It is found when the classes are there, beside the workers that import them too."""
+    words = ("algorithm=scaffold", "split.bn_images=5", f"engine.workers={workers}")
+    done = type_command("debug=tiny", *words)
+    assert (
+        done.returncode == 2 and "2 problems in the settings; nothing has been run" in done.stderr
+    )
+    assert "split.bn_images=5 with split.bn=aggregated" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_problems_of_groups_and_between_them_are_one_message(type_command, tmp_path) -> None:
+    done = type_command("algorithm=fednova", "partition.alpha=0", "model.widths=[8,8]", "locl.lr=1")
+    assert done.returncode == 2 and "4 problems" in done.stderr, done.stderr
+    for part in ("local=adam", "partition.alpha=0", "model.widths=[8, 8]", "locl.lr=1"):
+        assert part in done.stderr
 
 
 def test_the_front_door_imports_no_torch() -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from support import ROOT, TINY, read_summary, settings_of
 
-from inco.config import gpus
 from inco.config.validate import validate
+from inco.run import gpus
 
 pytestmark = pytest.mark.full
 

@@ -220,9 +220,9 @@ def test_yogi_differs_from_adam_only_in_v() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "named"),
     [
-        (SGD, {"lr": 0}, ["server.lr=0: must be a number above 0"]),
+        (SGD, {"lr": 0}, ["server.lr=0: must be above 0"]),
         (SGD, {"lr": math.inf}, ["server.lr=inf:"]),
-        (SGD, {"momentum": 1}, ["server.momentum=1: must be a number in [0, 1)"]),
+        (SGD, {"momentum": 1}, ["server.momentum=1: must be in [0, 1)"]),
         (
             Adam,
             {"lr": -1.0, "beta1": 1.0, "beta2": -0.1, "tau": 0.0},
@@ -237,7 +237,7 @@ def test_errors(kind: type, settings: dict[str, Any], named: list[str]) -> None:
         kind(**settings)
     assert len(raised.value.problems) == len(named)
     for problem, start in zip(raised.value.problems, named, strict=True):
-        assert problem.startswith(start) and "; " in problem
+        assert problem.startswith(start) and ": must be " in problem
 
 
 @pytest.mark.parametrize(

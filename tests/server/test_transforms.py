@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import inco
+from inco.errors import ConfigError
 from inco.flat import Layout
 from inco.server.transforms import Identity, InCo
 from inco.types import Pair
@@ -135,12 +136,14 @@ def test_errors() -> None:
     layout, update = problem()
     with pytest.raises(RuntimeError, match="not bound"):
         InCo()(update)
-    with pytest.raises(ValueError, match="pairs=papers: no such style; use auto, official"):
+    with pytest.raises(
+        ConfigError, match=r"^transform.pairs=papers: must be auto, official, paper"
+    ):
         InCo(pairs="papers")
     with pytest.raises(ValueError, match=r"did you mean .*layer1\.1\.conv1\.weight"):
         bound(InCo(pairs=[["layer1.1.conv.weight", "layer1.0.conv2.weight"]]), layout)
     with pytest.raises(ValueError, match="differ"):
-        bound(InCo(pairs={"layer2.1.conv1.weight": "layer1.0.conv2.weight"}), layout)
+        bound(InCo(pairs=[["layer2.1.conv1.weight", "layer1.0.conv2.weight"]]), layout)
 
 
 @pytest.mark.parametrize("name", ["none", "inco", *ABLATIONS])

@@ -10,7 +10,7 @@ from support import TINY, TINY_VIT, WIDE, WIDE_VIT, named, settings_of, simulate
 from test_composition import check_run
 
 from inco.assembly import assemble
-from inco.config.validate import validate
+from inco.assembly import problems as problems_of
 from inco.data.dataset import Images
 from inco.engine.ranks import Ranks
 from inco.run.summary import sizes
@@ -185,7 +185,7 @@ def test_every_algorithm(algorithm: str, split: str, transform: str, base: tuple
     ],
 )
 def test_what_cannot_work_is_told_before_anything_starts(overrides: str, told: str) -> None:
-    problems = validate(settings_of(*overrides.split()))
+    problems = problems_of(settings_of(*overrides.split()))
     assert len(problems) == 1 and told in problems[0]
 
 
@@ -228,7 +228,7 @@ def test_batch_statistics_do_not_depend_on_the_order_of_the_test_set() -> None:
         "local.lr=0.01",
     )
     state, _, run = simulate(*TINY, *settings, rounds=6)
-    evaluator, subs = run.simulator.engine.evaluator, run.simulator.population.submodels(6)
+    evaluator, subs = run.evaluator, run.simulator.population.submodels(6)
     mixed = run.simulator.engine.evaluate(subs, state.w, state.b, 6)[4].accuracy
     order = evaluator.test.labels.argsort(stable=True)
     evaluator.test = Images(evaluator.test.images[order], evaluator.test.labels[order])
@@ -253,7 +253,7 @@ def test_control_variates_of_absent_classes() -> None:
             *TINY, *data, *sgd, "algorithm=scaffold", f"split={split}", rounds=1
         )
         tasks, subs = run.simulator.population.tasks(2), run.simulator.population.submodels(2)
-        own = [(t, run.simulator.engine.trainer.store.load(t, subs[t.level])["c_i"]) for t in tasks]
+        own = [(t, run.trainer.store.load(t, subs[t.level])["c_i"]) for t in tasks]
         rows = run.split.params.view(state.algorithm["c"], "fc.weight")
         for label in range(3):
             mine = [

@@ -205,7 +205,7 @@ def test_equal_levels_are_refused_or_told_apart(make: type) -> None:
 
 def test_tables_that_do_not_fit_are_explained() -> None:
     for levels, family, message in (
-        ([], VIT, r"split\.levels=\[\]: list at least one level"),
+        ([], VIT, r"split\.levels=\[\]: must be a list with one entry a level"),
         ([2, 1], VIT, r"split\.levels=\[\[2\], \[1\]\]: list the levels smallest first"),
         ([[1, 1]], VIT, r"entry \[1, 1\] for model=vit12: .*1 groups \(blocks\); use split=layer"),
         (
@@ -221,7 +221,8 @@ def test_tables_that_do_not_fit_are_explained() -> None:
             RESNET,
             r"entry \[1, 1, 1, 4\] for model=resnet26: each group keeps 1 to \[3, 3, 3, 3\] blocks",
         ),
-        ([0], VIT, r"each group keeps 1 to \[12\] blocks"),
+        ([0], VIT, r"split\.levels=\[0\]: must be a list with one entry a level"),
+        ([13], VIT, r"each group keeps 1 to \[12\] blocks"),
     ):
         with pytest.raises(ConfigError, match=message):
             Depth(levels, family=family)
@@ -295,12 +296,16 @@ def test_resampled_is_a_pure_function() -> None:
 
 
 def test_shares_that_cannot_be() -> None:
-    for wrong in ([0.5, 0.5], [0.5, 0.6, -0.1], [0.5, 0.2, 0.2]):
+    for wrong in ([0.5, 0.5], [0.5, 0.2, 0.2]):
         with pytest.raises(
             ConfigError,
             match=r"capacity\.shares=\[.*give 3 probabilities, one a level, that sum to 1",
         ):
             Resampled(wrong, num_clients=9, num_levels=3, seed=0)
+    with pytest.raises(
+        ConfigError, match=r"^capacity\.shares=\[.*: must be null, or a list, each at least 0$"
+    ):
+        Resampled([0.5, 0.6, -0.1], num_clients=9, num_levels=3, seed=0)
 
 
 def test_rounded_shares_work() -> None:

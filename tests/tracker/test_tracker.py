@@ -287,7 +287,8 @@ def test_wrong_settings_are_told_together():
     with pytest.raises(ConfigError) as caught:
         Wandb(mode="on", timeout_s=60)
     mode, timeout = caught.value.problems
-    assert "tracker=none" in mode and "at most 10" in timeout
+    assert mode == "tracker.mode=on: must be one of auto, online, offline"
+    assert timeout == "tracker.timeout_s=60: must be in (0, 10]"
 
 
 DYING = """

@@ -18,14 +18,14 @@ from inco.engine.ranks import Ranks
 from inco.errors import ConfigError, DataError
 from inco.evaluation.evaluator import BATCH, Evaluator
 from inco.flat import BoundModel
-from inco.paper.figures.groups import PARTS, Group
+from inco.paper.figures.groups import PARTS
 from inco.records.checkpoint import Checkpoints
+from inco.records.groups import Group, facts
 from inco.records.record import RunLock
 from inco.records.runs import Run
 from inco.run.resume import begin
 from inco.seeding import generator
-from inco.simulator import ServerState
-from inco.types import SubModel
+from inco.types import ServerState, SubModel
 
 # Nothing of a run's engine changes its models; one process on the CPU is what a look at them needs.
 _ENGINE = {"workers": 1, "device": "cpu", "mode": "eager", "state_dir": None, "profile": False}
@@ -42,7 +42,7 @@ class Rebuilt:
 
     @property
     def evaluator(self) -> Evaluator:
-        return self.run.simulator.engine.evaluator
+        return self.run.evaluator
 
     @property
     def levels(self) -> list[int]:
@@ -103,13 +103,12 @@ def rebuild(folder: Path) -> Rebuilt:
     DataError where it holds none, or no checkpoint; ConfigError where its data has changed since.
     """
     found = Run(folder)
-    settings = found.about.get("settings") or found.summary.get("settings")
-    if not settings:
+    if not found.recorded:
         raise DataError(
             f"{folder}: neither about.json nor summary.json tells settings; give the folder of a"
             " run, below outputs/"
         )
-    whole = _bare(settings, found.about.get("targets", {}))
+    whole = _bare(found.recorded, found.about.get("targets", {}))
     with RunLock(folder):  # a run that is under way keeps its checkpoints to itself
         saved = Checkpoints(folder).load_latest()
     if saved is None:
@@ -119,16 +118,15 @@ def rebuild(folder: Path) -> Rebuilt:
         )
     ranks = Ranks(0, 1, torch.device("cpu"))
     run = assemble(whole, ranks)
-    return Rebuilt(
-        run, begin(run, ranks, whole, saved), int(whole["seed"]), PARTS["method"](Group((found,)))
-    )
+    title = PARTS["method"](Group(facts(found), [found]))
+    return Rebuilt(run, begin(run, ranks, whole, saved), int(whole["seed"]), title)
 
 
-def _bare(settings: dict[str, Any], targets: Mapping[str, str]) -> dict[str, Any]:
+def _bare(settings: Mapping[str, Any], targets: Mapping[str, str]) -> dict[str, Any]:
     """The settings with their classes, without what a look at the models does not need:
     diagnostics, workers, pretrained weights.
     """
-    whole = settings | {
+    whole = dict(settings) | {
         group: {"_target_": target, **settings[group]}
         for group, target in targets.items()
         if group in settings

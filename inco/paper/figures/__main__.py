@@ -9,10 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from inco.errors import ConfigError, InCoError
-from inco.paper.figures.groups import Group, grouped
+from inco.paper.figures.groups import grouped
 from inco.paper.figures.options import Options
 from inco.paper.figures.registry import check_options, find, listing
 from inco.paper.figures.style import paper_style, save, targets
+from inco.records.groups import Group
 from inco.records.runs import find as find_runs
 
 _EXAMPLES = """\
@@ -162,11 +163,10 @@ def unfinished(groups: Sequence[Group]) -> list[str]:
     """Return a note for each run that has not finished: it is drawn as far as it is."""
     lines = []
     for run in (run for group in groups for run in group.runs if run.status != "finished"):
-        done = run.rows[-1]["round"] if run.rows else 0
-        of = run.about.get("rounds")
+        of = f" of {run.about['rounds']}" if run.about.get("rounds") else ""
         lines.append(
-            f"note: {run.folder} is {run.status}, after round {done}{f' of {of}' if of else ''}; it"
-            " is drawn as far as it is"
+            f"note: {run.folder} is {run.status}, after round {run.done}{of}; it is drawn as far as"
+            " it is"
         )
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.paper.figures.groups import Curve, Group, labels_of, over_seeds, require
+from inco.paper.figures.groups import labels_of, require
 from inco.paper.figures.measures import spearman
 from inco.paper.figures.options import Options
 from inco.paper.figures.style import (
@@ -26,6 +27,7 @@ from inco.paper.figures.style import (
     stack,
     wrapped,
 )
+from inco.records.groups import Curve, Group, over_seeds
 from inco.records.runs import Run
 
 if TYPE_CHECKING:
@@ -34,11 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 # by the first letters of a model's option
-_FAMILIES = {
-    "resnet": "ResNet",
-    "vit": "ViT",
-    "cnn": "CNN",
-}
+_FAMILIES = {"resnet": "ResNet", "vit": "ViT", "cnn": "CNN"}
 # heat maps side by side
 _MOST_MAPS = 6
 _MOST_METHODS = 4
@@ -210,8 +208,9 @@ def _draw_capacities(axes: Axes, groups: Sequence[Group], score: str) -> None:
     """Draw accuracy by capacity as bars, a colour a group; whiskers are standard deviations over
     seeds.
     """
-    widest = sorted(groups, key=lambda group: -len(group.capacities))  # it has the order of most
-    names = list(dict.fromkeys(name for group in widest for name in group.capacities))
+    each = [group.runs[0].capacities for group in groups]
+    each.sort(key=len, reverse=True)  # the longest has the order of most
+    names = list(dict.fromkeys(itertools.chain(*each)))
     wide = 0.8 / len(groups)
     for k, group in enumerate(groups):
         for place, name in enumerate(names):
@@ -299,7 +298,7 @@ def _families(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def _family(group: Group) -> str:
-    model = group.choices.get("model", "model")
+    model = group.facts.get("model", "model")
     return next((family for start, family in _FAMILIES.items() if model.startswith(start)), model)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.paper.figures.groups import Curve, Group
 from inco.paper.figures.layers import (
     by_stage,
     chosen,
@@ -39,6 +38,7 @@ from inco.paper.figures.style import (
     whole_numbers,
     wrapped,
 )
+from inco.records.groups import Curve, Group, over_seeds
 from inco.records.names import natural
 
 if TYPE_CHECKING:
@@ -195,9 +195,7 @@ def _curve(rounds: np.ndarray, table: np.ndarray) -> Curve:
     """Mean and deviation over pairs, of rounds in which all of them have a number."""
     whole = np.isfinite(table).all(0)
     kept = table[:, whole]
-    return Curve(
-        rounds[whole], kept.mean(0), kept.std(0, ddof=1) if len(kept) > 1 else None, len(kept)
-    )
+    return Curve(rounds[whole], *over_seeds(kept), len(kept))
 
 
 def statistics(one: Group, other: Group, layers: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -1,24 +1,16 @@
-"""Groups of runs: equal settings but the seed. Their labels, their curves, and what they lack."""
+"""Groups of runs in figures: their labels, and what they lack."""
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from inco.errors import ConfigError
-from inco.records.names import flat, natural
+from inco.records.groups import Group, gather
+from inco.records.names import natural
 from inco.records.runs import Run
 
-_NAMED = ("dataset", "model", "split", "algorithm", "transform")
-_NAME = re.compile(
-    r"-".join(rf"(?P<{word}>[^-]+)" for word in _NAMED) + r"-s(?P<seed>\d+)-(?P<digest>[0-9a-f]{8})"
-)
 _DATASETS = {
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
@@ -43,154 +35,44 @@ TRANSFORMS = {
 }
 
 
-class Curve(NamedTuple):
-    """A metric over rounds: mean and sample standard deviation over `n` seeds; no deviation of one
-    seed (None).
-    """
-
-    rounds: np.ndarray
-    mean: np.ndarray
-    sd: np.ndarray | None
-    n: int
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Runs of equal settings but the seed, ordered by it."""
-
-    runs: tuple[Run, ...]
-    label: str = ""
-
-    @cached_property
-    def choices(self) -> Mapping[str, str]:
-        return choices(self.runs[0])
-
-    @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """All settings with dotted names; empty where neither about.json nor summary.json tells
-        them.
-        """
-        return flat(settings(self.runs[0]))
-
-    @property
-    def capacities(self) -> list[str]:
-        """Short names of the sizes, smallest first."""
-        told = self.runs[0].about.get("capacities")
-        keys = [key for row in self.runs[0].rows for key in row]
-        return list(
-            told
-            or dict.fromkeys(k.removeprefix("test/acc/") for k in keys if k.startswith("test/acc/"))
-        )
-
-    def keys(self, prefix: str) -> list[str]:
-        """Return what follows a prefix in the names of metrics that some run has, in natural
-        order.
-        """
-        found = {
-            k.removeprefix(prefix)
-            for run in self.runs
-            for row in run.rows
-            for k, v in row.items()
-            if k.startswith(prefix) and v is not None
-        }
-        return sorted(found, key=natural)
-
-    def curve(self, key: str) -> Curve:
-        """Return a metric over the rounds in which every run that has it has it."""
-        series = [run.series(key) for run in self.runs]
-        series = [(rounds, values) for rounds, values in series if len(rounds)]
-        if not series:
-            return Curve(np.array([], dtype=int), np.array([]), None, 0)
-        common = sorted(set.intersection(*(set(rounds.tolist()) for rounds, _ in series)))
-        # [seeds, rounds]
-        table = np.array([values[np.isin(rounds, common)] for rounds, values in series])
-        return Curve(np.array(common, dtype=int), *over_seeds(table), len(table))
-
-    def final(self, key: str = "test/acc", score: str = "last") -> np.ndarray:
-        """Return each run's last, or best, value of a metric; runs without it are left out."""
-        series = [run.series(key)[1] for run in self.runs]
-        return np.array(
-            [values[-1] if score == "last" else values.max() for values in series if len(values)]
-        )
-
-
 def _mildness(label: str) -> tuple[bool, bool, list[tuple[int, str]]]:
     """A key that puts the simplest environment first: IID, homogeneous."""
     return "IID" not in label, "homogeneous" not in label, natural(label)
-
-
-def over_seeds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return mean and sample standard deviation over the first dimension; no deviation of a single
-    row.
-    """
-    return table.mean(0), table.std(0, ddof=1) if len(table) > 1 else None
-
-
-def choices(run: Run) -> Mapping[str, str]:
-    """Return the chosen option of each group; of folders without about.json what their name and
-    settings tell.
-    """
-    if run.about:
-        return dict(run.about["choices"])
-    named = _NAME.fullmatch(run.folder.name)
-    return _recorded(run).get("options", {}) | (
-        {word: named[word] for word in _NAMED} if named else {}
-    )
-
-
-def settings(run: Run) -> Mapping[str, Any]:
-    return {key: value for key, value in _recorded(run).items() if key != "options"}
-
-
-def _recorded(run: Run) -> Mapping[str, Any]:
-    return run.about.get("settings") or run.summary.get("settings") or {}
-
-
-def seed(run: Run) -> int:
-    """Return a run's seed; -1 where nothing tells it."""
-    named = _NAME.fullmatch(run.folder.name)
-    return int(run.about.get("seed", run.summary.get("seed", named["seed"] if named else -1)))
 
 
 def digest(run: Run) -> str:
     """Return what runs of equal settings share; a run of which nothing is known is a group of its
     own.
     """
-    named = _NAME.fullmatch(run.folder.name)
-    return str(
-        run.about.get(
-            "digest", run.summary.get("digest", named["digest"] if named else run.folder.resolve())
-        )
-    )
+    named = run.named.get("digest", run.folder.resolve())
+    return str(run.known.get("digest", named))
 
 
-def grouped(batches: Iterable[Iterable[Run]], labels: Sequence[str] = ()) -> list[Group]:
+def grouped(batches: Sequence[Sequence[Run]], labels: Sequence[str] = ()) -> list[Group]:
     """Group runs by their settings without the seed, and label the groups.
 
     `batches`: the runs of each argument of a command line; groups come in the order of the
     arguments that first have them, those of one argument in the order of the labels that are
     derived for them.
     """
-    found: dict[str, dict[Any, Run]] = {}
     first: dict[str, int] = {}
     for place, runs in enumerate(batches):
         for run in runs:
-            found.setdefault(digest(run), {})[run.folder.resolve()] = run
             first.setdefault(digest(run), place)
-    groups = [Group(tuple(sorted(members.values(), key=seed))) for members in found.values()]
-    derived = labels_of(groups)
-    order = sorted(
-        range(len(groups)), key=lambda k: (list(first.values())[k], *_mildness(derived[k]))
-    )
-    groups, derived = [groups[k] for k in order], [derived[k] for k in order]
+    unique = {run.folder.resolve(): run for runs in batches for run in runs}
+    groups = gather(unique.values(), digest)
+    groups = [
+        replace(group, label=label) for group, label in zip(groups, labels_of(groups), strict=True)
+    ]
+    groups.sort(key=lambda group: (first[digest(group.runs[0])], *_mildness(group.label)))
     if labels and len(labels) != len(groups):
         raise ConfigError(
             f"--labels {','.join(labels)}: {len(labels)} given, and the runs make {len(groups)}"
-            f" groups ({'; '.join(derived)}); give one label a group, in this order"
+            f" groups ({'; '.join(group.label for group in groups)}); give one label a group, in"
+            " this order"
         )
-    return [
-        replace(group, label=label) for group, label in zip(groups, labels or derived, strict=True)
-    ]
+    given = labels or [group.label for group in groups]
+    return [replace(group, label=label) for group, label in zip(groups, given, strict=True)]
 
 
 def labels_of(groups: Sequence[Group], ignore: Sequence[str] = ()) -> list[str]:
@@ -212,7 +94,7 @@ def labels_of(groups: Sequence[Group], ignore: Sequence[str] = ()) -> list[str]:
         same = [k for k, label in enumerate(labels) if label == twice]
         keys = [key for key in differing([groups[k] for k in same]) if key not in ignore]
         for k in same if len(same) > 1 and len(groups) > 1 else ():
-            told = [f"{key}={_short(groups[k].settings.get(key))}" for key in keys[:3]] or [
+            told = [f"{key}={_short(groups[k].facts.get(key))}" for key in keys[:3]] or [
                 digest(groups[k].runs[0])[-8:]
             ]
             labels[k] = ", ".join(filter(None, [twice, *told]))
@@ -220,14 +102,14 @@ def labels_of(groups: Sequence[Group], ignore: Sequence[str] = ()) -> list[str]:
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
-    """Return the dotted settings that are not the same in all groups, but the seed."""
-    keys = dict.fromkeys(key for group in groups for key in group.settings if key != "seed")
-    return [key for key in keys if len({repr(group.settings.get(key)) for group in groups}) > 1]
+    """Return the dotted settings that are not the same in all groups."""
+    keys = dict.fromkeys(key for group in groups for key in group.runs[0].settings)
+    return [key for key in keys if len({repr(group.facts.get(key)) for group in groups}) > 1]
 
 
 def _partition(group: Group) -> str:
-    name = group.choices.get("partition", "")
-    of = group.settings
+    name = group.facts.get("partition", "")
+    of = group.facts
     if name == "dirichlet":
         return f"Dirichlet {of.get('partition.alpha', 0):g}"
     if name == "quantity":
@@ -241,34 +123,34 @@ def _partition(group: Group) -> str:
 
 
 def _clients(group: Group) -> str:
-    alike = group.choices.get("split") == "none" or group.choices.get("capacity") in (
+    alike = group.facts.get("split") == "none" or group.facts.get("capacity") in (
         "all_small",
         "all_large",
     )
-    return "homogeneous" if alike else group.choices.get("split", "")
+    return "homogeneous" if alike else group.facts.get("split", "")
 
 
 def _method(group: Group) -> str:
-    algorithm = group.choices.get("algorithm", "")
-    transform = group.choices.get("transform", "")
+    algorithm = group.facts.get("algorithm", "")
+    transform = group.facts.get("transform", "")
     return " + ".join(
         filter(None, [_ALGORITHMS.get(algorithm, algorithm), TRANSFORMS.get(transform, transform)])
     )
 
 
 def _uplink(group: Group) -> str:
-    name = group.choices.get("uplink", "")
-    return f"uplink noise {group.settings.get('uplink.scale', 0):g}" if name == "noise" else name
+    name = group.facts.get("uplink", "")
+    return f"uplink noise {group.facts.get('uplink.scale', 0):g}" if name == "noise" else name
 
 
 PARTS: dict[str, Callable[[Group], str]] = {
-    "dataset": lambda g: _DATASETS.get(g.choices.get("dataset", ""), g.choices.get("dataset", "")),
-    "model": lambda g: g.choices.get("model", ""),
+    "dataset": lambda g: _DATASETS.get(g.facts.get("dataset", ""), g.facts.get("dataset", "")),
+    "model": lambda g: g.facts.get("model", ""),
     "partition": _partition,
     "clients": _clients,
     "method": _method,
-    "local": lambda g: g.choices.get("local", ""),
-    "server": lambda g: g.choices.get("server", ""),
+    "local": lambda g: g.facts.get("local", ""),
+    "server": lambda g: g.facts.get("server", ""),
     "uplink": _uplink,
 }
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.paper.figures.groups import Group, require, seed
+from inco.paper.figures.groups import require
 from inco.paper.figures.options import Options
+from inco.records.groups import Group
 from inco.records.names import natural
 from inco.records.runs import Run
 
@@ -150,10 +151,10 @@ def rounds_of(group: Group) -> list[int]:
 
 def paired(figure: str, one: Group, other: Group) -> list[tuple[Run, Run]]:
     """Return the runs of two groups that have the same seed."""
-    by_seed = {seed(run): run for run in other.runs}
-    pairs = [(run, by_seed[seed(run)]) for run in one.runs if seed(run) in by_seed]
+    by_seed = {run.seed: run for run in other.runs}
+    pairs = [(run, by_seed[run.seed]) for run in one.runs if run.seed in by_seed]
     if not pairs:
-        seeds = [",".join(str(seed(run)) for run in group.runs) for group in (one, other)]
+        seeds = [",".join(str(run.seed) for run in group.runs) for group in (one, other)]
         told = f"{one.label} has {seeds[0]}, {other.label} {seeds[1]}"
         raise ConfigError(
             f"{figure} compares runs of equal seed, and there are none: {told}; run both with"

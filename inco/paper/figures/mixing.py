@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.paper.figures.groups import Curve, Group, command
+from inco.paper.figures.groups import command
 from inco.paper.figures.layers import chosen, largest, own_name
 from inco.paper.figures.options import Options
 from inco.paper.figures.points import draw_points, read_points
@@ -22,6 +22,7 @@ from inco.paper.figures.style import (
     stack,
     whole_numbers,
 )
+from inco.records.groups import Curve, Group
 from inco.records.names import natural
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from inco.errors import ConfigError
 from inco.paper.figures import cka, gradients, mixing, scores
-from inco.paper.figures.groups import Group
 from inco.paper.figures.options import Options
+from inco.records.groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

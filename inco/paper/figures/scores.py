@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.paper.figures.groups import PARTS, TRANSFORMS, Group, differing, labels_of, over_seeds
+from inco.paper.figures.groups import PARTS, TRANSFORMS, differing, labels_of
 from inco.paper.figures.options import Options
 from inco.paper.figures.style import (
     COLOURS,
@@ -27,6 +27,7 @@ from inco.paper.figures.style import (
     stack,
     whole_numbers,
 )
+from inco.records.groups import Curve, Group, over_seeds
 from inco.records.names import natural
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _AXES = {"local.batch_size": "batch size", "uplink.scale": "noise of uploads (st
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 _BARS = ("inco", "no_normalization", "no_optimization", "neither", "none")
 _PAPER = "paper, 500 rounds"
+_TELLING = ("algorithm", "transform", "split", "model")  # choices that make a line of its own
 # Figure 8 of Chan et al., ICLR 2024, ResNet-26 split by stage, FedAvg: read off the chart, so right
 # to about one point. By dataset: Dirichlet 0.5 and 1.0 of each bar in the order of _BARS.
 PAPER = {
@@ -137,14 +139,9 @@ def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Gro
     """Groups that differ in nothing but `key`, by what tells them from the others."""
     found: dict[str, list[Group]] = {}
     for group in groups:
-        told = {
-            **group.settings,
-            **{
-                name: group.choices.get(name)
-                for name in ("algorithm", "transform", "split", "model")
-            },
-        }
-        rest = repr(sorted((k, repr(v)) for k, v in told.items() if k not in (key, "seed")))
+        choices = {name: group.facts.get(name) for name in _TELLING}
+        told = group.runs[0].settings | choices
+        rest = repr(sorted((k, repr(v)) for k, v in told.items() if k != key))
         found.setdefault(rest, []).append(group)
     names = labels_of(
         [line[0] for line in found.values()], ignore=("uplink", "dataset", "partition", key)
@@ -158,7 +155,7 @@ def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Gro
 
 def _value(group: Group, key: str) -> float:
     """A numeric setting; the noise of a clean uplink is 0, and a setting that is no number NaN."""
-    value = group.settings.get(key, 0.0 if key == "uplink.scale" else None)
+    value = group.facts.get(key, 0.0 if key == "uplink.scale" else None)
     return (
         float(value)
         if isinstance(value, int | float) and not isinstance(value, bool)
@@ -210,9 +207,9 @@ def ablation_panels(groups: Sequence[Group]) -> dict[str, dict[tuple[str, str], 
     _need_scores("figure 8", groups)
     panels: dict[str, dict[tuple[str, str], Group]] = {}
     for group in groups:
-        algorithm = PARTS["method"](replace_transform(group))
+        algorithm = PARTS["method"](replace(group, facts={**group.facts, "transform": "none"}))
         cells = panels.setdefault(f"{PARTS['dataset'](group)}, {algorithm}", {})
-        cell = (PARTS["partition"](group), group.choices.get("transform", ""))
+        cell = (PARTS["partition"](group), group.facts.get("transform", ""))
         if cell in cells:
             told = ", ".join(differing([cells[cell], group])[:3])
             raise ConfigError(
@@ -221,13 +218,6 @@ def ablation_panels(groups: Sequence[Group]) -> dict[str, dict[tuple[str, str], 
             )
         cells[cell] = group
     return panels
-
-
-def replace_transform(group: Group) -> Group:
-    """Return a group as if it had no transform, for its base's name."""
-    bare = replace(group)
-    bare.__dict__["choices"] = {**group.choices, "transform": "none"}
-    return bare
 
 
 def _draw_bars(
@@ -284,8 +274,8 @@ def paper_value(group: Group) -> float | None:
     """Return the paper's accuracy in Figure 8 where it has this dataset, alpha, algorithm, split
     and transform; else None.
     """
-    of = group.choices
-    alpha = group.settings.get("partition.alpha")
+    of = group.facts
+    alpha = of.get("partition.alpha")
     fits = (
         of.get("algorithm") == "fedavg"
         and of.get("split") == "stage"
@@ -330,7 +320,7 @@ def convergence(groups: Sequence[Group], options: Options) -> Figure:
     return figure
 
 
-def mean_noise(group: Group) -> Any:
+def mean_noise(group: Group) -> Curve:
     """Return the noise's standard deviation over rounds, mean over layers."""
     curves = [group.curve(f"noise/std/{layer}") for layer in group.keys("noise/std/")]
     rounds = sorted(set.intersection(*(set(curve.rounds.tolist()) for curve in curves)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.paper.figures.groups import Curve
+from inco.records.groups import Curve
 from inco.records.record import atomic_write
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ DASHES: tuple[Any, ...] = (
     (0, (6, 1, 1, 1, 1, 1)),
 )
 # one fewer than colours: a second turn looks different
-HATCHES = (
-    "",
-    "////",
-    "....",
-    "\\\\\\\\",
-    "xxxx",
-    "||",
-)
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "||")
 RAMP = "viridis"  # for what is ordered: rounds, depth
 _STYLE: dict[Any, Any] = {
     "font.size": 8.0,

@@ -24,7 +24,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from inco.config.naming import in_paper, plain
+from inco.config import signatures
+from inco.config.naming import plain
 from inco.config.targets import ALLOWED
 from inco.config.validate import GROUPS, OVERLAYS, did_you_mean, validate
 from inco.errors import ConfigError, StorageError
@@ -44,10 +45,12 @@ class Point:
     settings: Mapping[str, Any] = field(hash=False)
 
 
-def check(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
+def check(conf: Path, argv: Sequence[str], deep: bool = True) -> tuple[list[Point], bool] | None:
     """Compose and validate every point of a command line. Returns the points and whether they are a
     sweep.
 
+    `deep`: also tell what is wrong between groups, which imports their classes, and torch. A sweep
+    is looked at so in any case, as is a line with another problem.
     None where it asks for help or for another configuration. Raises ConfigError with all problems,
     StorageError for a folder.
     """
@@ -72,12 +75,13 @@ def check(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
     )
     points: list[Point] = []
     with initialize_config_dir(config_dir=str(conf), version_base="1.3", job_name="run"):
-        _chosen.cache_clear()  # the folder of options may be another
+        _chosen.cache_clear()
+        signatures.forget()  # a class of the user's own may have changed
         if args.multirun and not problems:
             overrides = [*_brought(extra, overrides), *overrides]
         for point in _points(overrides, problems):
             try:
-                points.append(_compose(conf, extra, point))
+                points.append(_compose(conf, extra, point, deep or args.multirun))
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
     if len({point.folder for point in points}) < len(points):
@@ -202,7 +206,7 @@ def _expand(overrides: Sequence[Override]) -> list[list[Override]]:
     return [list(point) for point in itertools.product(*choices.values())]
 
 
-def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Point:
+def _compose(conf: Path, extra: list[str], overrides: Sequence[Override], deep: bool) -> Point:
     """Compose one point and raise ConfigError with all its problems."""
     groups, values, problems = _sort_out(extra, overrides)
     base = _chosen((*extra, *(str(o.input_line) for o in groups)))
@@ -217,7 +221,7 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
         cfg = _try_compose(extra + [str(o.input_line) for o in keep])
         HydraConfig.instance().set_config(cfg)  # what the settings are made of asks for the choices
         settings = plain(cfg)
-        problems += validate(settings)
+        problems += _problems(settings, deep)
         problems += _name_problems(cfg.name) + _scale_problems(cfg)
         where = "" if problems else _folder(cfg, overrides)
         if not problems and not where.strip():
@@ -230,6 +234,15 @@ def _compose(conf: Path, extra: list[str], overrides: Sequence[Override]) -> Poi
     if problems:
         raise ConfigError(problems)
     return Point(tuple(str(o.input_line) for o in overrides if not _is_hydra(o)), folder, settings)
+
+
+def _problems(settings: Mapping[str, Any], deep: bool) -> list[str]:
+    found = validate(settings)
+    if not (found or deep):
+        return []
+    from inco.assembly import problems
+
+    return problems(settings)
 
 
 def _name_problems(name: Any) -> list[str]:
@@ -249,9 +262,9 @@ def _scale_problems(cfg: DictConfig) -> list[str]:
         "only experiments of the paper have scales (experiment=table..., figure..., see"
         " docs/paper.md); leave it out, or choose one"
     )
-    return (
-        [] if cfg.scale not in ("paper", "mini") or in_paper() else [f"scale={cfg.scale}: {told}"]
-    )
+    if cfg.scale not in ("paper", "mini") or "${at_scale:" in OmegaConf.to_yaml(cfg):
+        return []
+    return [f"scale={cfg.scale}: {told}"]
 
 
 def _folder(cfg: DictConfig, overrides: Sequence[Override]) -> str:
