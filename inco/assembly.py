@@ -86,6 +86,10 @@ class _Builder:
             return None
         return self.attempt(lambda: build(name, self._settings[name], **wiring))
 
+    def is_sound(self, name: str) -> bool:
+        """Tell whether nothing is known to be wrong with a group's settings."""
+        return name in self._sound
+
     def attempt(self, work: Callable[[], Any], *needs: object) -> Any:
         """Do what needs some parts, if they are there."""
         if any(need is None for need in needs):
@@ -103,10 +107,9 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     """Return all that is wrong with settings, each group's and between groups. Loads no data."""
     found = validate(settings)
     bad = {re.split(r"[.=:]", problem)[0] for problem in found}
-    sound = [group for group in GROUPS if group not in bad]
-    if "num_clients" in bad:
-        sound.remove("capacity")
-    builder = _Builder(settings, sound)
+    if bad & {"num_clients", "seed"}:  # which a capacity is given
+        bad.add("capacity")
+    builder = _Builder(settings, set(GROUPS) - bad)
     _build(settings, builder)
     return found + [problem for problem in builder.problems if problem not in found]
 
@@ -124,19 +127,17 @@ def _parts(settings: Mapping[str, Any]) -> Parts:
 def _build(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
     """Build every part by name; those with problems are None."""
     source = builder.group("dataset")
-    model = builder.attempt(lambda: locate("model", settings["model"]["_target_"]))
-    # a user's model may have no image_size
-    size = settings["model"].get("image_size")
-    recipe = builder.attempt(lambda: source.recipe(model.recipe, size), source, model)
+    model: Any = settings["model"] if builder.is_sound("model") else None
+    recipe = builder.attempt(lambda: _recipe(source, model), source, model)
     shape = recipe.shape if recipe else None
     classes = source.num_classes if source else None
     family = builder.group("model", shape=shape, num_classes=classes)
     split = builder.group("split", family=family)
     capacity = builder.group(
         "capacity",
-        num_clients=settings["num_clients"],
+        num_clients=settings.get("num_clients"),
         num_levels=len(split.names) if split else None,
-        seed=settings["seed"],
+        seed=settings.get("seed"),
     )
     local = builder.group("local")
     algorithm = builder.group("algorithm")
@@ -158,6 +159,13 @@ def _build(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
         "optimizer": builder.group("server"),
         "diagnostics": builder.group("diagnostics"),
     }
+
+
+def _recipe(source: Any, model: Mapping[str, Any]) -> Recipe:
+    """Return how images are prepared for a kind of model; a user's may have no image_size."""
+    kind = locate("model", model["_target_"]).recipe
+    recipe: Recipe = source.recipe(kind, model.get("image_size"))
+    return recipe
 
 
 def _bound(transform: Any, split: Split) -> Any:

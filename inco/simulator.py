@@ -25,7 +25,7 @@ from inco.types import Aggregate, ClientTask, Metrics, ServerState, ServerStep, 
 
 
 class Transform(Protocol):
-    """A change of what the server is about to add, [P] -> [P], with metrics; randomness from the
+    """A change of the update that the server optimizer is about to apply, [P] -> [P], with metrics; randomness from the
     generator alone.
     """
 
@@ -116,7 +116,8 @@ class Simulator:
     ) -> Metrics:
         """Do one round (Algorithm 1 of the paper, with its base algorithm); return its metrics.
 
-        The state moves only when all of it has succeeded. `last`: score whatever `eval_every` is;
+        Parameters and buffers change only after all clients have succeeded; until the optimizer has
+        stepped, `state.half_applied` is set. Scoring comes after the state has moved on. `last`: score whatever `eval_every` is;
         `callbacks`: hear of clients alone.
         """
         began = time.perf_counter()
@@ -134,7 +135,7 @@ class Simulator:
         )
 
         with span("server"):
-            state.moving = True
+            state.half_applied = True
             # 2. the algorithm says what to add, split and transform change it; what nobody holds
             # does not move
             update = self.algorithm.server_update(state.algorithm, aggregate)
@@ -159,7 +160,7 @@ class Simulator:
             if self.algorithm.stateful:
                 self.engine.trainer.store.advance(number, [t.client for t in tasks])
         state.round = number
-        state.moving = False
+        state.half_applied = False
         trained = time.perf_counter() - began
 
         metrics: Metrics = {"round": number}

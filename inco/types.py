@@ -165,7 +165,7 @@ class Plan(Protocol):
     momentum: float
 
     def mean(self, numbers: Sequence[float], weighting: Weighting) -> Tensor:
-        """Return the weighted mean of a number a client over the holders of each coordinate,
+        """Return the weighted mean of one number per client over the holders of each coordinate,
         float32 [P]; 0 where there are none.
         """
         ...
@@ -201,7 +201,7 @@ class Beside(NamedTuple):
 
 class ServerStep(NamedTuple):
     """What became of a round's uploads: their averages, the update that the transform was `given`
-    [P], and what was `added` [P].
+    [P], and what the server optimizer got, `added` [P].
     """
 
     aggregate: Aggregate
@@ -228,7 +228,7 @@ class ServerState:
     """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
     methods' own vectors.
 
-    `moving`: it is between two rounds, some of it stepped and some not; what an interruption leaves
+    `half_applied`: it is between two rounds, some of it stepped and some not; what an interruption leaves
     so is not to be saved.
     """
 
@@ -238,4 +238,4 @@ class ServerState:
     algorithm: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     split: dict[str, Tensor] = field(default_factory=dict)
-    moving: bool = False
+    half_applied: bool = False

@@ -42,16 +42,16 @@ class Algorithm:
     """Vectors of the server that clients read, and receive with the model."""
 
     planned: tuple[str, ...] = ()
-    """Vectors that clients read here, but that a deployment would use at the server after the
-    upload: no traffic.
+    """Server vectors given to simulated clients that a real system would apply at the server, after
+    the upload; so they are not counted as traffic.
     """
 
     stateful = False
     """Whether clients have vectors of their own that outlive a round (`init_client`)."""
 
     kept_whole: tuple[str, ...] = ()
-    """Of clients' own vectors, those that mean nothing but together, a model's: they are kept in
-    the shape that they had, also where a client holds other coordinates from round to round.
+    """Clients' own vectors that form one model: they are stored in the client's own shape, even if
+    it holds other coordinates from round to round.
     """
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ class Algorithm:
         return {"delta": run.w - run.w0}
 
     def server_update(self, server: dict[str, Tensor], aggregate: Aggregate) -> Tensor:
-        """Return what the server is about to add to its model, [P]."""
+        """Return the update that the server optimizer will apply, [P]."""
         return aggregate.mean["delta"]
 
 

@@ -116,12 +116,7 @@ class Trainer:
         """
         # torch.manual_seed keeps a note, with a traceback, for every kind of device that has not
         # been used yet: slow, and ever more memory
-        dropout = (
-            torch.cuda.default_generators[self.pool.device.index or 0]
-            if self.pool.device.type == "cuda"
-            else torch.default_generator
-        )
-        dropout.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
+        self._dropout.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
         with span("load the client"):
             bench = self.pool.get(sub)
             bound = bench.bound
@@ -196,14 +191,23 @@ class Trainer:
         run.full_gradient = lambda: self._full_gradient(task, bound, sub.objective)
         return run
 
+    @property
+    def _dropout(self) -> torch.Generator:
+        """The generator that dropout draws from on this worker's device."""
+        device = self.pool.device
+        if device.type == "cuda":
+            return torch.cuda.default_generators[device.index or 0]
+        return torch.default_generator
+
     def _full_gradient(self, task: ClientTask, bound: BoundModel, objective: Objective) -> Tensor:
-        """One pass over all the client's examples at the current weights: the mean gradient,
-        [n].
+        """Return the mean gradient over all the client's examples at the current weights, [n].
+
+        Images are augmented; what the algorithm adds to a loss is left out.
         """
         before = bound.read_buffers().clone()
         total = torch.zeros_like(bound.g)
         augment = self._stream("full_gradient", task)
-        random = torch.get_rng_state()
+        random = self._dropout.get_state()
         examples = task.examples.to(self.pool.device)
         for start, stop in self.local.batches(len(examples), self.smallest, drop_last=False):
             x, y = take(self.train, examples[start:stop], self.transform, augment)
@@ -211,7 +215,7 @@ class Trainer:
             plain_pass(bound.model, objective, x, y, task, self.local.precision)[1].backward()
             total += bound.g * len(y)
         bound.set_buffers(before)
-        torch.set_rng_state(random)  # dropout of the local steps is as without this pass
+        self._dropout.set_state(random)  # dropout of the local steps is as without this pass
         return total / len(examples)
 
     def steps(self, examples: int) -> int:

@@ -71,3 +71,6 @@ def build(group: str, node: Mapping[str, Any], **wiring: Any) -> Any:
         return made(**settings, **wiring)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except (RuntimeError, OverflowError, MemoryError) as error:  # a size beyond all bounds
+        what = str(error).split("\n")[0]
+        raise ConfigError(f"{group}: {made.__name__} cannot be built of these ({what})") from error

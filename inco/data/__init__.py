@@ -1,3 +1,1 @@
-"""Datasets as resident uint8 tensors, their batched transforms, and the partitions that deal
-examples to clients.
-"""
+"""Datasets as resident uint8 tensors, their batched transforms, and their partitions."""

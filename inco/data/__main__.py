@@ -15,16 +15,17 @@ NAMES = ("cifar10", "cinic10", "digits", "fashion_mnist", "svhn")
 
 def source(name: str, root: str, download: bool) -> "Source":
     """Return the dataset `name` below `root`."""
-    # imports torch: not before the arguments are understood
-    from inco.data.folders import CINIC10
-    from inco.data.sources import CIFAR10, SVHN, Digits, FashionMNIST
+    from inco.data import folders, sources  # imports torch: not before the arguments are understood
 
     if name == "digits":
-        return Digits()
+        return sources.Digits()
     if name == "cinic10":
-        return CINIC10(root)
-    kinds = {"cifar10": CIFAR10, "fashion_mnist": FashionMNIST, "svhn": SVHN}
-    return kinds[name](root, download=download)
+        return folders.CINIC10(root)
+    if name == "cifar10":
+        return sources.CIFAR10(root, download=download)
+    if name == "fashion_mnist":
+        return sources.FashionMNIST(root, download=download)
+    return sources.SVHN(root, download=download)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""A dataset: two splits of uint8 images in memory, known by a digest. `Source`: where it is from."""
+"""A dataset: two splits of uint8 images in memory, known by a digest; `Source`: its origin."""
 
 from __future__ import annotations
 
@@ -85,10 +85,7 @@ class Source(ABC):
         return len(self.classes)
 
     def check(self) -> None:  # noqa: B027  # sources without files have nothing to look for
-        """Raise DataError with a one-screen message if the files are not there.
-
-        Quick: nothing is decoded.
-        """
+        """Raise a DataError of one screen if the files are not there. Quick: decodes nothing."""
 
     def load(self) -> Dataset:
         """Read the files; DataError for anything missing, damaged or different."""

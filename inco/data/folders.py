@@ -1,6 +1,4 @@
-"""Datasets that are folders of images, one folder a class: CINIC-10, converted once, and anybody's
-own.
-"""
+"""Datasets that are folders of images, one a class: CINIC-10, converted once, and anybody's own."""
 
 from __future__ import annotations
 
@@ -44,69 +42,49 @@ class TreeCache:
         self.record = place / f"{name}.json"
 
     def is_current(self) -> bool:
-        """Say whether the cache is there and the tree, if it is still there, has not changed
-        since.
-        """
+        """Say whether the cache is there, and the tree is gone or has not changed since."""
         record = self._record()
-        return (
-            record is not None
-            and self.images.is_file()
-            and (not self._has_tree() or record["changed"] == self._changed())
-        )
+        if record is None or not self.images.is_file():
+            return False
+        return not self._has_tree() or record["changed"] == self._changed()
 
     def build(self, expected_per_class: int | None) -> None:
-        """Convert the tree; DataError for an unreadable image, a wrong size or a wrong number of
-        files.
-        """
-        files = image_files(self.tree, self.classes)
-        counts = [len(of_class) for of_class in files]
-        wrong = {
-            k: n
-            for k, n in zip(self.classes, counts, strict=True)
-            if n == 0 or (expected_per_class or n) != n
-        }
+        """Convert the tree; DataError for a bad image, a wrong size or a wrong number of files."""
+        by_class = image_files(self.tree, self.classes)
+        files = [file for of_class in by_class for file in of_class]
+        counts = [len(of_class) for of_class in by_class]
+        found = zip(self.classes, counts, strict=True)
+        wrong = {k: n for k, n in found if n == 0 or (expected_per_class or n) != n}
         if wrong:
             raise DataError(
                 f"{self.tree}: images per class {wrong}; expected {expected_per_class or 'some'} of"
                 " each; extract it again"
             )
-        log.info("converting %d images of %s into %s, once", sum(counts), self.tree, self.images)
-        write_atomic(
-            self.images,
-            lambda file: self._convert(
-                Path(file.name), [p for of_class in files for p in of_class]
-            ),
-        )
+        log.info("converting %d images of %s into %s, once", len(files), self.tree, self.images)
+        write_atomic(self.images, lambda file: self._convert(Path(file.name), files))
         record = {"counts": counts, "sha256": _sha256(self.images), "changed": self._changed()}
         write_atomic(self.record, lambda file: file.write(json.dumps(record).encode()))
 
     def open(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (images uint8 [M, 3, S, S], mapped; labels int64 [M]); DataError if the cache is
-        not what was written.
-        """
+        """Return (images uint8 [M, 3, S, S], mapped; labels int64 [M]); DataError for damage."""
+        again = f"delete it, and it will be made again from {self.tree}"
         record = self._record()
         if record is None or _sha256(self.images) != record["sha256"]:
-            raise DataError(
-                f"{self.images}: the cache is damaged; delete it, and it will be made again from"
-                f" {self.tree}"
-            )
+            raise DataError(f"{self.images}: the cache is damaged; {again}")
         images = np.load(self.images, mmap_mode="c")
         counts = record["counts"]
-        if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)) or len(
-            counts
-        ) != len(self.classes):
-            counts = [-1]
-        if sum(counts) != len(images):
-            raise DataError(
-                f"{self.record}: it counts other images than there are; delete it, and it will be"
-                f" made again from {self.tree}"
-            )
+        if not self._are_counts(counts) or sum(counts) != len(images):
+            raise DataError(f"{self.record}: it counts other images than there are; {again}")
         return images, np.repeat(np.arange(len(self.classes)), counts)
 
+    def _are_counts(self, counts: Any) -> bool:
+        if not isinstance(counts, list) or len(counts) != len(self.classes):
+            return False
+        return all(type(n) is int and n >= 0 for n in counts)
+
     def _convert(self, path: Path, files: list[Path]) -> None:
-        out = np.lib.format.open_memmap(
-            path, mode="w+", dtype=np.uint8, shape=(len(files), 3, self.size, self.size)
-        )
+        shape = (len(files), 3, self.size, self.size)
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         read_images(files, self.size, fixed=True, out=out)
         out.flush()
 
@@ -115,11 +93,8 @@ class TreeCache:
             record = json.loads(self.record.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return (
-            record
-            if isinstance(record, dict) and {"counts", "sha256", "changed"} <= set(record)
-            else None
-        )
+        known = isinstance(record, dict) and {"counts", "sha256", "changed"} <= set(record)
+        return record if known else None
 
     def _has_tree(self) -> bool:
         return all((self.tree / label).is_dir() for label in self.classes)
@@ -147,9 +122,7 @@ class CINIC10(Source):
     classes = CIFAR_CLASSES
     counts = (90_000, 90_000)
     balanced = True
-    blank_images = (
-        True  # every PNG was decoded and the cache has a checksum: a black photograph is just that
-    )
+    blank_images = True  # every PNG was decoded, the cache has a checksum: it is a black photograph
 
     def check(self) -> None:
         if self._place() is None:
@@ -165,9 +138,8 @@ class CINIC10(Source):
         caches = self._caches(place, split)
         current = next((cache for cache in caches if cache.is_current()), None)
         if current is None:
-            current = self._build(
-                caches, self.counts[which] // len(self.classes) if self.counts else None
-            )
+            per_class = self.counts[which] // len(self.classes) if self.counts else None
+            current = self._build(caches, per_class)
         return current.open()
 
     def _build(self, caches: list[TreeCache], per_class: int | None) -> TreeCache:
@@ -184,43 +156,35 @@ class CINIC10(Source):
     def _caches(self, place: Path, split: str) -> list[TreeCache]:
         tag = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
         folders = [place / "inco-cache", Path("cache").absolute() / f"cinic10-{tag}"]
-        return [
-            TreeCache(place / split, folder, split, self.classes, self.shape[1])
-            for folder in folders
-        ]
+        tree = place / split
+        return [TreeCache(tree, folder, split, self.classes, self.shape[1]) for folder in folders]
 
     def _places(self) -> list[Path]:
         root = data_root(self.root)
         return [root / "CINIC-10", root / "cinic10", root]
 
     def _place(self) -> Path | None:
-        return next(
-            (p for p in self._places() if all(self._has(p, split) for split in ("train", "test"))),
-            None,
-        )
+        complete = (p for p in self._places() if self._has(p, "train") and self._has(p, "test"))
+        return next(complete, None)
 
     def _has(self, place: Path, split: str) -> bool:
         tree = all((place / split / label).is_dir() for label in self.classes)
         return tree or any(cache.is_current() for cache in self._caches(place, split))
 
     def _missing(self) -> DataError:
+        about = "90,000 PNG images of 32x32, 9,000 in each of"
         files = [
-            Expected(f"{split}/CLASS/*.png", "90,000 PNG images of 32x32, 9,000 in each of")
-            for split in ("train", "test")
+            Expected("train/CLASS/*.png", about),
+            Expected("test/CLASS/*.png", about),
+            Expected("", " ".join(self.classes)),
         ]
-        files.append(Expected("", " ".join(self.classes)))
-        ways = [
-            (
-                "from https://datashare.ed.ac.uk/handle/10283/3192 take CINIC-10.tar.gz (656 MB),"
-                f" then mkdir -p {self._places()[0]} && tar xzf CINIC-10.tar.gz -C"
-                f" {self._places()[0]}"
-            ),
-            (
-                "python -m inco.data fetch cinic10: says the same, and checks and converts what is"
-                " there"
-            ),
-        ]
-        return missing(self.name, self._places(), files, ways)
+        places = self._places()
+        by_hand = (
+            "from https://datashare.ed.ac.uk/handle/10283/3192 take CINIC-10.tar.gz (656 MB),"
+            f" then mkdir -p {places[0]} && tar xzf CINIC-10.tar.gz -C {places[0]}"
+        )
+        fetch = "python -m inco.data fetch cinic10: says the same, and checks and converts what is"
+        return missing(self.name, places, files, [by_hand, f"{fetch} there"])
 
 
 class ImageFolder(Source):
@@ -263,19 +227,14 @@ class ImageFolder(Source):
 
     def check(self) -> None:
         if len(self.classes) < 2:
+            pictures = "CLASS/*.png (or jpg, bmp, webp, ...)"
             files = [
-                Expected(
-                    "CLASS/*.png (or jpg, bmp, webp, ...)", "a folder for each class, at least two"
-                ),
+                Expected(pictures, "a folder for each class, at least two"),
                 Expected("train/CLASS/*, test/CLASS/*", "the same, already split"),
             ]
-            raise missing(
-                self.name,
-                [self.place],
-                files,
-                ["put the class folders there"],
-                f"{len(self.classes)} class folders",
-            )
+            ways = ["put the class folders there"]
+            found = f"{len(self.classes)} class folders"
+            raise missing(self.name, [self.place], files, ways, found)
         tested = tuple(class_folders(self.place / "test")) if self.is_split else self.classes
         if tested != self.classes:
             different = sorted(set(tested) ^ set(self.classes))

@@ -1,5 +1,4 @@
-"""Which client holds which training example: pure functions of the labels, the parameters and a
-named random stream.
+"""Which client holds which training example: pure functions of labels, parameters and a stream.
 
 M is the number of training examples, N of clients, C of classes. Every scheme returns a
 `Partition`: one index array and N + 1 offsets, so a million clients cost two arrays. No example is
@@ -24,19 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class Scheme(ABC):
-    """A way to deal M examples to N clients.
-
-    A subclass writes `deal`; what holds for all schemes is checked here.
-    """
+    """A way to deal M examples to N clients: `deal`. What holds for all schemes is checked here."""
 
     name = ""
 
     def __call__(
         self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
     ) -> Partition:
-        """Return the partition of `labels` [M] (values 0..C-1); ConfigError where the parameters
-        cannot be met.
-        """
+        """Return the partition of `labels` [M], 0..C-1; ConfigError where it cannot be had."""
         if num_clients < 1:
             raise ConfigError(f"num_clients={num_clients}: must be at least 1")
         if num_clients > len(labels):
@@ -72,8 +66,7 @@ class IID(Scheme):
 
 
 class Dirichlet(Scheme):
-    """Label skew: each class is dealt out by its own draw q ~ Dir(alpha 1_N), with a soft cap of M
-    / N a client.
+    """Label skew: each class is dealt out by its own draw q ~ Dir(alpha 1_N), softly capped.
 
     Classes are visited in label order. A client that already holds M / N or more gets no further
     class; the cap is looked at before adding, so final sizes may exceed it. The whole draw is
@@ -134,8 +127,7 @@ class Dirichlet(Scheme):
 
 
 class Shards(Scheme):
-    """HeteroFL's non-iid-s: each client is dealt `classes_per_client` shards, each holding one
-    class.
+    """HeteroFL's non-iid-s: each client is dealt `classes_per_client` shards of one class each.
 
     Each class, in dataset order, is cut into m = s N / C shards (the first ones one longer where it
     does not divide); a shuffled list with every label m times gives each client s labels. A client
@@ -186,10 +178,10 @@ class Shards(Scheme):
             )
         shards, rest = divmod(self.classes_per_client * num_clients, num_classes)
         if rest:
+            near = max(1, round(num_clients / num_classes)) * num_classes
             raise ConfigError(
                 f"{where}: classes_per_client x num_clients must be a multiple of the {num_classes}"
-                " classes; use"
-                f" num_clients={max(1, round(num_clients / num_classes)) * num_classes}"
+                f" classes; use num_clients={near}"
             )
         smallest = int(np.bincount(labels, minlength=num_classes).min())
         if smallest < shards:
@@ -201,8 +193,7 @@ class Shards(Scheme):
 
 
 class Quantity(Scheme):
-    """Quantity skew: sizes follow one draw q ~ Dir(beta 1_N), labels stay IID; redrawn until min(q
-    M) >= `min_size`.
+    """Quantity skew: sizes follow one draw q ~ Dir(beta 1_N), labels stay IID.
 
     Li et al., ICDE 2022 (iid-diff-quantity, beta 0.5).
     """
@@ -231,10 +222,8 @@ class Quantity(Scheme):
                 share = rng.dirichlet(np.full(num_clients, self.beta))
                 if share.min() * total >= self.min_size:
                     cuts = np.floor(np.cumsum(share)[:-1] * total).astype(np.int64)
-                    return Partition(
-                        rng.permutation(total),
-                        np.concatenate([[0], np.minimum(cuts, total), [total]]),
-                    )
+                    offsets = np.concatenate([[0], np.minimum(cuts, total), [total]])
+                    return Partition(rng.permutation(total), offsets)
         raise ConfigError(
             f"partition=quantity with beta={self.beta:g}, num_clients={num_clients},"
             f" min_size={self.min_size}: no draw in {self.max_tries} gave every client"
@@ -244,8 +233,7 @@ class Quantity(Scheme):
 
 
 class Labels(Scheme):
-    """`#C = k`: client i holds class i mod C and k - 1 other classes drawn uniformly; owners of a
-    class share it evenly.
+    """`#C = k`: client i holds class i mod C and k - 1 others; owners of a class share it evenly.
 
     A class that nobody drew (possible where N < C) is not used, as published; the log says so.
     Li et al., ICDE 2022 (noniid-#label k, k = 1, 2, 3).
@@ -266,10 +254,8 @@ class Labels(Scheme):
         owns = self._draw_owners(num_classes, num_clients, rng)
         unused = np.flatnonzero(~owns.any(0))
         if len(unused):
-            log.warning(
-                "partition=labels: no client drew class(es) %s; their examples are not used",
-                unused.tolist(),
-            )
+            said = "partition=labels: no client drew class(es) %s; their examples are not used"
+            log.warning(said, unused.tolist())
         examples = []
         owners = []
         for k in range(num_classes):
@@ -283,9 +269,7 @@ class Labels(Scheme):
     def _draw_owners(
         self, num_classes: int, num_clients: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return who owns what, bool [N, C]: the first of k ranks is fixed, the rest a uniform
-        subset of the other classes.
-        """
+        """Return who owns what, bool [N, C]: class i mod C, and a uniform subset of the others."""
         if self.classes_per_client > num_classes:
             raise ConfigError(
                 f"partition.classes_per_client={self.classes_per_client}: the dataset has"
@@ -294,10 +278,9 @@ class Labels(Scheme):
         rank = rng.random((num_clients, num_classes))
         clients = np.arange(num_clients)
         rank[clients, clients % num_classes] = -1.0
+        chosen = np.argsort(rank, axis=1)[:, : self.classes_per_client]
         owns = np.zeros((num_clients, num_classes), dtype=bool)
-        np.put_along_axis(
-            owns, np.argsort(rank, axis=1)[:, : self.classes_per_client], True, axis=1
-        )
+        np.put_along_axis(owns, chosen, True, axis=1)
         return owns
 
 
@@ -325,6 +308,4 @@ class Fixed(Scheme):
     def deal(
         self, labels: np.ndarray, num_classes: int, num_clients: int, rng: np.random.Generator
     ) -> Partition:
-        return Partition(
-            *read_partition(self.path, num_examples=len(labels), num_clients=num_clients)
-        )
+        return Partition(*read_partition(self.path, len(labels), num_clients))

@@ -101,7 +101,6 @@ def _check_file(file: Path) -> None:
 
 
 # --- the published .npy
-# -------------------------------------------------------------------------------------------------
 
 
 class _Inert:
@@ -182,17 +181,17 @@ def _scan(body: bytes) -> None:
 
 
 # --- .json and .npz
-# -------------------------------------------------------------------------------------------------
 
 
 def _read_json(file: Path) -> dict[Any, Any]:
     """Return {client: indices} of `{"0": [...], ...}`; whole-number keys become integers."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
             twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
             raise DataError(f"client {twice} is written twice")
-        return dict(pairs)
+        return found
 
     fix = 'write {"0": [index, ...], ...}'
     try:
@@ -236,7 +235,6 @@ def _read_npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 # --- checks
-# -------------------------------------------------------------------------------------------------
 
 
 def _flatten(

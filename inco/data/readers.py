@@ -23,9 +23,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and move it into place;
-    StorageError if that fails.
-    """
+    """Let `write` fill a file beside `path`, and move it into place; StorageError if that fails."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,12 +43,10 @@ def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
 
 
 # --- IDX (the format of MNIST and Fashion-MNIST)
-# --------------------------------------------------------------------------
 
 
 def read_idx(path: Path, ndim: int, max_bytes: int = 2**30) -> np.ndarray:
-    """Return the uint8 array of an IDX file, plain or `.gz`, with `ndim` dimensions; DataError if
-    it is anything else.
+    """Return the uint8 array of an IDX file, plain or `.gz`, with `ndim` dimensions, or DataError.
 
     http://yann.lecun.com/exdb/mnist: two zero bytes, type 8, number of dimensions, their sizes as
     big-endian int32, the data.
@@ -73,13 +69,10 @@ def read_idx(path: Path, ndim: int, max_bytes: int = 2**30) -> np.ndarray:
 
 
 # --- NumPy archives
-# -------------------------------------------------------------------------------------------------
 
 
 def read_npz(path: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return ((x_train, y_train), (x_test, y_test)) of an archive: uint8 images [M, C, H, W] or [M,
-    H, W, C], or [M, H, W].
-    """
+    """Return ((x_train, y_train), (x_test, y_test)) of an archive; x becomes uint8 [M, C, H, W]."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pairs = [(arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test")]
@@ -106,11 +99,8 @@ def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
         )
     if images.ndim == 3:
         return images[:, None]
-    return (
-        images.transpose(0, 3, 1, 2)
-        if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
-        else images
-    )
+    channels_last = images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
+    return images.transpose(0, 3, 1, 2) if channels_last else images
 
 
 def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
@@ -126,26 +116,18 @@ def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
 
 
 # --- folders of images
-# -------------------------------------------------------------------------------------------------
 
 
 def class_folders(root: Path) -> list[str]:
-    """Return the names of the class folders below `root`, alphabetically; hidden ones are left
-    out.
-    """
+    """Return the names of the class folders below `root`, sorted, without the hidden ones."""
     if not root.is_dir():
         return []
-    return sorted(
-        entry.name
-        for entry in os.scandir(root)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    folders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    return sorted(name for name in folders if not name.startswith("."))
 
 
 def image_files(root: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """Return the image files of each class, sorted by path, subfolders included; the order of
-    torchvision's ImageFolder.
-    """
+    """Return the image files of each class, with subfolders, in torchvision's ImageFolder order."""
     return [
         [
             Path(folder) / name
@@ -158,9 +140,7 @@ def image_files(root: Path, classes: Sequence[str]) -> list[list[Path]]:
 
 
 def read_image(path: Path, size: int | None) -> np.ndarray:
-    """Return an image as RGB uint8 [3, H, W], resized to `size` x `size` (bilinear) unless None;
-    DataError naming the file.
-    """
+    """Return an image as RGB uint8 [3, H, W], resized to `size` x `size` (bilinear) unless None."""
     from PIL import Image
 
     try:
@@ -179,9 +159,7 @@ def read_image(path: Path, size: int | None) -> np.ndarray:
 def read_images(
     files: Sequence[Path], size: int, fixed: bool = False, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return uint8 [M, 3, size, size], into `out` if given; with `fixed`, an image of another size
-    is a DataError.
-    """
+    """Return uint8 [M, 3, size, size], in `out` if given; `fixed`: other sizes are a DataError."""
     images = np.empty((len(files), 3, size, size), np.uint8) if out is None else out
     for i, path in enumerate(files):
         image = read_image(path, None if fixed else size)

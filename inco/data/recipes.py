@@ -1,5 +1,4 @@
-"""What is done to the images of each dataset before a model sees them: the published way, and the
-corrected one.
+"""What is done to images before a model sees them: the published way, and the corrected one.
 
 `published` is what the published experiments did, odd points included; `corrected` repairs the
 three that are mistakes: Fashion-MNIST without normalisation, CINIC-10 mirrored at random at *test*
@@ -40,9 +39,7 @@ DIGITS = Normalise((0.3050,), (0.3759,), full=16.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The two transforms of a dataset for one model family, and the shape (C, S, S) that comes out
-    of both.
-    """
+    """The two transforms of a dataset for one model family, and the shape that comes out."""
 
     train: Transform
     test: Transform
@@ -51,9 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a recipe is made for: native `shape` (C, H, W), model `family`, `image_size` (None: the
-    usual), variant.
-    """
+    """What a recipe is made for: native shape (C, H, W), model family, and size (None: usual)."""
 
     shape: tuple[int, int, int]
     family: str
@@ -61,22 +56,22 @@ class Ask:
     corrected: bool
 
     @property
+    def side(self) -> int:
+        return self.shape[1]
+
+    @property
     def vit(self) -> bool:
         return self.family == "vit"
 
     def size(self, resnet: int, vit: int) -> int:
-        """Return the side of the model's input: what was asked for, else the usual one of the
-        family.
-        """
+        """Return the side of the model's input: what was asked for, else the family's usual one."""
         return self.image_size or (vit if self.vit else resnet)
 
 
 def make_recipe(
     name: str, shape: tuple[int, int, int], family: str, image_size: int | None, variant: str
 ) -> Recipe:
-    """Return the recipe of dataset `name`, with images of native `shape`; ConfigError for an
-    unknown family or variant.
-    """
+    """Return the recipe of dataset `name`; ConfigError for an unknown family or variant."""
     problems = []
     if family not in FAMILIES:
         problems.append(
@@ -98,104 +93,86 @@ def make_recipe(
     return RECIPES[name](Ask(shape, family, image_size, variant == "corrected"))
 
 
-def _scaled(normalise: Normalise, native: int, size: int) -> list[Step]:
-    """Resize and normalise, on whichever side of the resize the image is smaller: the two
-    commute.
-    """
-    if native == size:
+def _scaled(normalise: Normalise, ask: Ask, size: int) -> list[Step]:
+    """Resize and normalise, which commute: normalise where the image is smaller."""
+    if size == ask.side:
         return [normalise]
-    return [normalise, Resize(size)] if size > native else [Resize(size), normalise]
+    return [normalise, Resize(size)] if size > ask.side else [Resize(size), normalise]
 
 
 def _recipe(train: Sequence[Step], test: Sequence[Step], channels: int, size: int) -> Recipe:
     return Recipe(Transform(train), Transform(test), (channels, size, size))
 
 
-def _rescaled_crop(normalise: Normalise, native: int, size: int, flip: bool) -> Recipe:
-    """The ViT recipe: RandomResizedCrop, mirror, normalise; at test time a plain resize (its centre
-    crop cuts nothing).
+def _rescaled_crop(ask: Ask, size: int, flip: bool) -> Recipe:
+    """The ViT recipe: RandomResizedCrop, mirror, .5/.5; at test time a plain resize.
 
     The mirror comes first, where pixels are few: crops are placed uniformly, so the distribution is
     the same.
     """
     mirror: list[Step] = [RandomFlip()] if flip else []
-    train: list[Step] = [*mirror, normalise, RandomResizedCrop(size)]
-    return _recipe(train, _scaled(normalise, native, size), 3, size)
+    train: list[Step] = [*mirror, HALF, RandomResizedCrop(size)]
+    return _recipe(train, _scaled(HALF, ask, size), 3, size)
 
 
 def _digits(ask: Ask) -> Recipe:
     """8x8 shown at 16x16 (bilinear), scaled from 0..16, normalised; no augmentation."""
     size = ask.size(resnet=16, vit=16)
-    steps = _scaled(DIGITS, ask.shape[1], size)
+    steps = _scaled(DIGITS, ask, size)
     return _recipe(steps, steps, 1, size)
 
 
 def _synthetic(ask: Ask) -> Recipe:
     """Normalised with .5/.5; no augmentation, since the classes are fixed patterns."""
-    size = ask.size(resnet=ask.shape[1], vit=ask.shape[1])
-    steps = _scaled(HALF, ask.shape[1], size)
+    size = ask.size(resnet=ask.side, vit=ask.side)
+    steps = _scaled(HALF, ask, size)
     return _recipe(steps, steps, ask.shape[0], size)
 
 
 def _fashion_mnist(ask: Ask) -> Recipe:
-    """Resized to 32 (ResNet, 1 channel) or 224 (ViT, 3 equal channels), no augmentation; normalised
-    only when corrected.
-    """
+    """Resized to 32 (ResNet) or to 224 in 3 channels (ViT); normalised only when corrected."""
     size = ask.size(resnet=32, vit=224)
-    steps = _scaled(FASHION_MNIST if ask.corrected else PLAIN, ask.shape[1], size)
+    steps = _scaled(FASHION_MNIST if ask.corrected else PLAIN, ask, size)
     if ask.vit:
         steps = [*steps, Replicate(3)]
     return _recipe(steps, steps, 3 if ask.vit else 1, size)
 
 
 def _svhn(ask: Ask) -> Recipe:
-    """ResNet: .5/.5 and Cutout; ViT: RandomResizedCrop, .5/.5, and a mirror that `corrected` leaves
-    out.
-    """
+    """ResNet: .5/.5, Cutout; ViT: RandomResizedCrop, .5/.5, and a mirror unless `corrected`."""
     size = ask.size(resnet=32, vit=224)
-    native = ask.shape[1]
     if ask.vit:
-        return _rescaled_crop(HALF, native, size, flip=not ask.corrected)
-    scaled = _scaled(HALF, native, size)
+        return _rescaled_crop(ask, size, flip=not ask.corrected)
+    scaled = _scaled(HALF, ask, size)
     return _recipe([*scaled, Cutout(size // 2)], scaled, 3, size)
 
 
 def _cifar10(ask: Ask) -> Recipe:
-    """ResNet: crop with padding 4, mirror, normalise, Cutout 16; ViT: RandomResizedCrop, mirror,
-    .5/.5.
-    """
+    """ResNet: crop (padding 4), mirror, normalise, Cutout; ViT: rescaled crop, mirror, .5/.5."""
     size = ask.size(resnet=32, vit=224)
-    native = ask.shape[1]
     if ask.vit:
-        return _rescaled_crop(HALF, native, size, flip=True)
-    scaled = _scaled(CIFAR10, native, size)
+        return _rescaled_crop(ask, size, flip=True)
+    scaled = _scaled(CIFAR10, ask, size)
     return _recipe([RandomCrop(4), RandomFlip(), *scaled, Cutout(size // 2)], scaled, 3, size)
 
 
 def _cinic10(ask: Ask) -> Recipe:
-    """ResNet: crop with padding 4, mirror, normalise; `published` mirrors at test time as well.
-
-    ViT: as CIFAR-10.
-    """
+    """As CIFAR-10 without Cutout; `published` mirrors at test time as well with a ResNet."""
     size = ask.size(resnet=32, vit=224)
-    native = ask.shape[1]
     if ask.vit:
-        return _rescaled_crop(HALF, native, size, flip=True)
-    scaled = _scaled(CINIC10, native, size)
+        return _rescaled_crop(ask, size, flip=True)
+    scaled = _scaled(CINIC10, ask, size)
     at_test: list[Step] = [] if ask.corrected else [RandomFlip()]
     return _recipe([RandomCrop(4), RandomFlip(), *scaled], [*at_test, *scaled], 3, size)
 
 
 def _images(ask: Ask) -> Recipe:
-    """ResNet: crop with padding of an eighth of the side, mirror, .5/.5; ViT: RandomResizedCrop,
-    mirror, .5/.5.
-    """
-    native = ask.shape[1]
-    size = ask.size(resnet=native, vit=native)
+    """ResNet: crop (padding side / 8), mirror, .5/.5; ViT: RandomResizedCrop, mirror, .5/.5."""
+    size = ask.size(resnet=ask.side, vit=ask.side)
     if ask.vit:
-        return _rescaled_crop(HALF, native, size, flip=True)
-    scaled = _scaled(HALF, native, size)
-    return _recipe([RandomCrop(max(1, native // 8)), RandomFlip(), *scaled], scaled, 3, size)
+        return _rescaled_crop(ask, size, flip=True)
+    scaled = _scaled(HALF, ask, size)
+    return _recipe([RandomCrop(max(1, ask.side // 8)), RandomFlip(), *scaled], scaled, 3, size)
 
 
 RECIPES = {

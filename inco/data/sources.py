@@ -1,5 +1,4 @@
-"""The datasets: one class each. `check` looks for the files, `load` reads them and checks what is
-in them.
+"""The datasets: one class each. `check` looks for the files, `load` reads and checks them.
 
 A relative root is taken from the current working directory; the default is `data`.
 """
@@ -85,17 +84,14 @@ class Synthetic(Source):
         ] = "published",
     ) -> None:
         super().__init__(None, transforms)
-        problems = []
+        problems = [
+            f"dataset.{name}={value}: every class needs an example; use {num_classes} or more"
+            for name, value in (("num_train", num_train), ("num_test", num_test))
+            if value < num_classes
+        ]
         if shape[1] != shape[2]:
-            problems.append(
-                f"dataset.shape={list(shape)}: must be [channels, side, side]; use [3,32,32]"
-            )
-        for knob, value in (("num_train", num_train), ("num_test", num_test)):
-            if value < num_classes:
-                problems.append(
-                    f"dataset.{knob}={value}: every class needs an example; use {num_classes} or"
-                    " more"
-                )
+            square = f"dataset.shape={list(shape)}: must be [channels, side, side]; use [3,32,32]"
+            problems.insert(0, square)
         if problems:
             raise ConfigError(problems)
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
@@ -110,18 +106,14 @@ class Synthetic(Source):
         return self._split(patterns, train, 1), self._split(patterns, test, 2)
 
     def _patterns(self, rng: np.random.Generator) -> np.ndarray:
-        """Return one pattern for each class, float32 [C, channels, S, S]: coarse random levels,
-        interpolated.
-        """
+        """Return float32 [C, channels, S, S]: coarse random levels for each class, interpolated."""
         channels, side, _ = self.shape
         coarse = min(4, side)
-        levels = rng.uniform(32, 224, (self.num_classes, channels, coarse, coarse)).astype(
-            np.float32
-        )
+        levels = rng.uniform(32, 224, (self.num_classes, channels, coarse, coarse))
         place = np.clip((np.arange(side) + 0.5) * coarse / side - 0.5, 0, coarse - 1)
         # [S, coarse]
         weights = np.clip(1 - np.abs(place[:, None] - np.arange(coarse)), 0, 1).astype(np.float32)
-        return weights @ levels @ weights.T
+        return weights @ levels.astype(np.float32) @ weights.T
 
     def _split(self, patterns: np.ndarray, count: int, stream: int) -> Arrays:
         rng = np.random.default_rng([self.seed, stream])

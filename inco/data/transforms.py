@@ -46,15 +46,11 @@ class Transform:
 def integers(
     high: int | Tensor, count: int, generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Draw `count` integers uniform on `[0, high)`, one bound for all or one per draw; int64
-    `[count]` on `device`.
-    """
+    """Draw int64 `[count]`, uniform on `[0, high)`: one bound for all, or one per draw."""
     if isinstance(high, int):
-        return torch.randint(high, (count,), generator=generator, device=generator.device).to(
-            device
-        )
-    # rand < 1, but the float32 product can round up to `high` itself: the clamp keeps the last
-    # value inside.
+        drawn = torch.randint(high, (count,), generator=generator, device=generator.device)
+        return drawn.to(device)
+    # rand < 1, but the float32 product can round up to `high` itself: the minimum keeps it inside
     return torch.minimum((uniform((count,), generator, device) * high).long(), high - 1)
 
 
@@ -64,9 +60,7 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.de
 
 
 class RandomCrop:
-    """Zero-pad by `pad` pixels on each side, then cut a window of the original size at a uniform
-    place in each image.
-    """
+    """Zero-pad by `pad` on each side, then cut a window of the original size at a random place."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
@@ -83,9 +77,7 @@ class RandomCrop:
 
 
 def shift_crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
-    """Cut the window at (`top`, `left`) `[m]` of each zero-padded image; offsets in `0..2 pad`; one
-    gather for the batch.
-    """
+    """Cut the window at (`top`, `left`) `[m]`, in `0..2 pad`, of each zero-padded image at once."""
     height, width = x.shape[-2:]
     # a view: [m, C, 2p+1, 2p+1, H, W]
     windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
@@ -104,9 +96,7 @@ class RandomFlip:
 
 
 class Normalise:
-    """Map bytes to `(x / full - mean) / std` in float32; `mean` and `std` one value per channel,
-    `full` the brightest byte.
-    """
+    """Map bytes to `(x / full - mean) / std`, per channel, in float32; `full` is the top byte."""
 
     def __init__(
         self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), full: float = 255.0
@@ -121,16 +111,13 @@ class Normalise:
         return x.float().mul(scale).add_(shift)
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, [1, C, 1, 1]; made once for each device, since a copy to a GPU
-        makes it wait.
-        """
+        """Return scale and shift, [1, C, 1, 1]; made once a device, as a copy makes a GPU wait."""
         if device not in self._on:
             mean = torch.tensor(self.mean, dtype=torch.float64).view(1, -1, 1, 1)
             std = torch.tensor(self.std, dtype=torch.float64).view(1, -1, 1, 1)
-            self._on[device] = (
-                (1 / (self.full * std)).float().to(device),
-                (-mean / std).float().to(device),
-            )
+            scale = 1 / (self.full * std)
+            shift = -mean / std
+            self._on[device] = (scale.float().to(device), shift.float().to(device))
         return self._on[device]
 
     def __repr__(self) -> str:
@@ -138,22 +125,15 @@ class Normalise:
 
 
 class Resize:
-    """Resize to `size` x `size`, bilinear; antialiased when it shrinks, as torchvision and PIL
-    do.
-    """
+    """Resize to `size` x `size`, bilinear; antialiased when it shrinks, as torchvision does."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         shrinks = self.size < max(x.shape[-2:])
-        return F.interpolate(
-            x.float(),
-            (self.size, self.size),
-            mode="bilinear",
-            align_corners=False,
-            antialias=shrinks,
-        )
+        size = (self.size, self.size)
+        return F.interpolate(x.float(), size, mode="bilinear", antialias=shrinks)
 
     def __repr__(self) -> str:
         return f"Resize({self.size})"
@@ -242,12 +222,10 @@ class RandomResizedCrop:
         found = fits.any(1)
         height = torch.where(found, height.gather(1, first)[:, 0], centre_height)
         width = torch.where(found, width.gather(1, first)[:, 0], centre_width)
-        top = torch.where(
-            found, integers(rows - height + 1, m, generator, device), (rows - height) // 2
-        )
-        left = torch.where(
-            found, integers(columns - width + 1, m, generator, device), (columns - width) // 2
-        )
+        top = integers(rows - height + 1, m, generator, device)
+        left = integers(columns - width + 1, m, generator, device)
+        top = torch.where(found, top, (rows - height) // 2)
+        left = torch.where(found, left, (columns - width) // 2)
         return top, left, height, width
 
     def _centre(self, rows: int, columns: int) -> tuple[int, int]:
@@ -260,18 +238,14 @@ class RandomResizedCrop:
         return rows, columns
 
     def __repr__(self) -> str:
-        return (
-            f"RandomResizedCrop({self.size}, scale={self.scale}, ratio=({self.ratio[0]:.4g},"
-            f" {self.ratio[1]:.4g}))"
-        )
+        ratio = f"({self.ratio[0]:.4g}, {self.ratio[1]:.4g})"
+        return f"RandomResizedCrop({self.size}, scale={self.scale}, ratio={ratio})"
 
 
 def crop_resize(
     x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int
 ) -> Tensor:
-    """Resize one rectangle (given by int64 `[m]`) of each float image: `[m, C, H, W]` -> `[m, C,
-    size, size]`.
-    """
+    """Resize one rectangle, given by int64 `[m]`, of each float image to `[m, C, size, size]`."""
     rows = resize_weights(top, height, x.shape[-2], size)[:, None]  # [m, 1, size, H]
     columns = resize_weights(left, width, x.shape[-1], size)[:, None]  # [m, 1, size, W]
     return rows @ x @ columns.transpose(-1, -2)

@@ -222,12 +222,8 @@ def _gains(gains: Sequence[Gain]) -> Section | None:
     for row, gain in zip(shown.rows, gains, strict=True):
         if gain.by_seed:
             row[3] = (html(row[3], strip(list(gain.by_seed.values()), most)), gain.spread.mean)
-    return section(
-        "gains",
-        "Gain over no transform",
-        shown.html("gains-table"),
-        tag("p", _caution(gains), class_="lead"),
-    )
+    lead = tag("p", _caution(gains), class_="lead")
+    return section("gains", "Gain over no transform", shown.html("gains-table"), lead)
 
 
 def strip(values: Sequence[float], most: float) -> Html:
@@ -288,12 +284,8 @@ def _runs(runs: Sequence[tuple[Run, Group]], out: Path) -> Section | None:
 def _common(found: Sequence[Group]) -> Section | None:
     same = groups.common(found)
     chosen = [f"{key} {value}" for key, value in same.items() if key in found[0].runs[0].choices]
-    content = folded(
-        "common-settings",
-        f"{len(same)} choices and settings",
-        "Choices and settings of all groups",
-        same,
-    )
+    count = f"{len(same)} choices and settings"
+    content = folded("common-settings", count, "Choices and settings of all groups", same)
     return section("common", "The same in all groups", content, lead=joined(chosen))
 
 

@@ -75,23 +75,12 @@ def _scores(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | 
     accuracy = {"test/acc": "mean"} | {f"test/acc/{name}": name for name in capacities}
     if len(capacities) == 1:
         accuracy = {"test/acc": capacities[0]}
+    losses = {"train/loss": "training", "test/loss": "test"}
+    mean = "test/acc"
+    caption = "Test accuracy by capacity, %"
     charts = [
-        over_rounds(
-            "acc",
-            "Test accuracy by capacity, %",
-            run.rows,
-            accuracy,
-            bold="test/acc",
-            best="test/acc",
-            unit="%",
-        ),
-        over_rounds(
-            "loss",
-            "Loss, nats",
-            run.rows,
-            {"train/loss": "training", "test/loss": "test"},
-            log=True,
-        ),
+        over_rounds("acc", caption, run.rows, accuracy, bold=mean, best=mean, unit="%"),
+        over_rounds("loss", "Loss, nats", run.rows, losses, log=True),
     ]
     return section("accuracy", "Accuracy and loss", figures(charts, data))
 
@@ -111,17 +100,8 @@ def _clients(run: Run, data: dict[str, Any]) -> Section | None:
         f"Map of examples: {shown} clients by {classes} classes."
         f" {min(found['totals'])} to {max(found['totals'])} each."
     )
-    caption = tag(
-        "figcaption",
-        "Training examples by client (across) and class (down); bars: of each client in all",
-    )
-    figure = tag(
-        "figure",
-        caption,
-        tag("div", class_="drawing", role="img", aria_label=told),
-        tag("p", class_="readout"),
-        data_map="partition",
-    )
+    caption = "Training examples by client (across) and class (down); bars: of each client in all"
+    figure = _frame(caption, told, data_map="partition")
     return section("clients", "Who holds what", figure, lead=lead)
 
 
@@ -173,14 +153,11 @@ def _similarity(run: Run, data: dict[str, Any]) -> Section | None:
     return section("cka", "How alike models are", inside, figures([means], data), lead=told)
 
 
-def _frame(name: str) -> Html:
-    """Return an empty drawing with its name."""
-    return tag(
-        "figure",
-        tag("figcaption", name),
-        tag("div", class_="drawing", role="img", aria_label=name),
-        tag("p", class_="readout"),
-    )
+def _frame(caption: str, told: str = "", **attributes: object) -> Html:
+    """Return an empty drawing with its caption, and what it shows in words where that is more."""
+    drawing = tag("div", class_="drawing", role="img", aria_label=told or caption)
+    readout = tag("p", class_="readout")
+    return tag("figure", tag("figcaption", caption), drawing, readout, **attributes)
 
 
 def _mixing(run: Run, data: dict[str, Any]) -> Section | None:
@@ -216,16 +193,14 @@ def _gradients(run: Run, data: dict[str, Any]) -> Section | None:
         scale = _select("histograms-scale", "drawn as ", ("density", "log |x|"))
         slider = _slider("histograms", rounds, scale)
         inside = tag("div", slider, frames, data_map="histograms")
-    norms = [
-        over_rounds(
-            "update", "Norm of what the server adds", run.rows, {"update/norm": "update"}, log=True
-        ),
+    norm = {"update/norm": "update"}
+    noise = "Standard deviation of the noise that is added"
+    charts = [
+        over_rounds("update", "Norm of what the server adds", run.rows, norm, log=True),
         by_layer("norm", "Norm by layer", run.rows, ("gradients/norm/",), log=True),
-        by_layer(
-            "noise", "Standard deviation of the noise that is added", run.rows, ("noise/std/",)
-        ),
+        by_layer("noise", noise, run.rows, ("noise/std/",)),
     ]
-    return section("gradients", "Updates", figures(norms, data), inside, lead=lead)
+    return section("gradients", "Updates", figures(charts, data), inside, lead=lead)
 
 
 def _costs(run: Run, capacities: list[str], data: dict[str, Any]) -> Section | None:

@@ -279,7 +279,7 @@ class Session:
             try:
                 run.simulator.run(state, rounds, [recorded, progress, shown, *watching, ended])
             except INTERRUPTIONS:
-                if not state.moving and self.record.last_round == state.round > max(
+                if not state.half_applied and self.record.last_round == state.round > max(
                     self.checkpoints.rounds(), default=0
                 ):
                     self._checkpoint(run, state)  # rounds that are done, off the grid

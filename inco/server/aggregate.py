@@ -14,7 +14,7 @@ from torch import Tensor
 from inco.server.sums import BUFFER_STEPS, PARAM_STEPS, RoundSums
 from inco.types import Aggregate, ClientRow, ClientTask, SubModel, Weighting
 
-_NOBODY = 1e-9  # what a weight of zero is divided by, and stays zero
+_NOBODY = 1e-9  # the smallest denominator, so that 0 / 0 gives 0
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,17 @@ class Cohort:
     def coverage(self, weighting: Weighting, part: str = "params") -> Tensor:
         """Return the summed weight of the holders of each coordinate, float64 [P], or [B] where
         `part` is "buffers".
+
+        Each weight is multiplied by the coordinate's `SubModel.importance`; a class's rows count
+        only clients that have the class.
         """
         return self._sum([self.weight(t, weighting) for t in self.tasks], part)
 
     def _sum(self, numbers: Sequence[float], part: str = "params", counted: bool = True) -> Tensor:
-        """Return, for each coordinate, the sum of a number a client over the cohort's clients that
+        """Return, for each coordinate, the sum of one number per client over the cohort's clients that
         hold it, float64.
 
-        `counted`: times what the coordinate counts in the client's sub-model.
+        `counted`: multiply by `SubModel.importance`.
         """
         levels: dict[int, float] = {}
         by_class: dict[int, Tensor] = {}
@@ -145,7 +148,7 @@ class Cohort:
         return held
 
     def mean(self, numbers: Sequence[float], weighting: Weighting) -> Tensor:
-        """Return the weighted mean of a number a client over the holders of each coordinate,
+        """Return the weighted mean of one number per client over the holders of each coordinate,
         float32 [P]; 0 where there are none.
         """
         sums = [

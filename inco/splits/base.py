@@ -58,7 +58,7 @@ class Split(ABC):
     side_size: int = 0
     masked: bool = False
     weighting: str = "clients"
-    """What a mean over holders weighs: clients alike, or wider ones more ("width")."""
+    """Whether `SubModel.importance` favours wider clients ("width"), beside the algorithm's weights."""
 
     @abstractmethod
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:

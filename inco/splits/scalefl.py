@@ -75,8 +75,8 @@ class ScaleFL(Relatives):
         _check_exits(places, most)
         if levels is None and len(places) != len(rates):
             raise ConfigError(
-                f"split.exits={exits} with split.levels=null: the four published levels need three"
-                " early exits; give split.levels"
+                f"split.exits={exits} with split.levels=null: the published levels need three early"
+                " exits; give split.levels as well"
             )
         table = (
             [(r, h) for h, r in enumerate(rates, start=1)]
@@ -130,8 +130,8 @@ def _first_blocks(family: Family, count: int) -> list[int]:
 def _check_exits(places: Sequence[int], most: int) -> None:
     if most < 2:
         raise ConfigError(
-            f"split=scalefl: the model has {most} blocks, and needs two or more to end early; use"
-            " split=width"
+            f"split=scalefl: the model has {most or 'no'} blocks, and needs two or more to end"
+            " early; use split=none, width or rolling"
         )
     if any(a >= b for a, b in pairwise(places)):
         raise ConfigError(

@@ -239,8 +239,8 @@ class Rolling(WidthSplit):
     ) -> None:
         if overlap is not None and window == "random":
             raise ConfigError(
-                f"split.overlap={overlap} with split.window={window}: null, or 0 to 1 for a window"
-                " that moves; use null"
+                f"split.overlap={overlap} with split.window={window}: an overlap is of windows that"
+                " move; use split.overlap=null"
             )
         self.window = window
         self.overlap = overlap

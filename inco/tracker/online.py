@@ -12,7 +12,7 @@ def has_key(url: str) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
-        # internal, but the public ways to a key (wandb.login, wandb.Api) may stop to ask for one
+        # internal: the public wandb.login and wandb.Api may ask for a key, or change the session
         from wandb.sdk.lib import wbauth
 
         return wbauth.read_netrc_auth(host=url) is not None

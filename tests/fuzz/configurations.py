@@ -28,7 +28,7 @@ from support import ROOT
 from fuzz import words
 from fuzz.mild import mild_line
 from fuzz.outcomes import LIMIT_S, Fault, Report, judged
-from inco.config import front
+from inco.run import front
 from inco.run.front import check
 
 RUN_LIMIT_S = 60.0

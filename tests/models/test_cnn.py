@@ -190,7 +190,7 @@ def test_blocks_are_refused(make) -> None:
 
 
 def test_exits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="0 blocks"):
+    with pytest.raises(ConfigError, match="no blocks"):
         ScaleFL(family=small())
 
 

@@ -381,8 +381,8 @@ def test_files_that_are_not_tensors_run_nothing(tmp_path: Path, form: str) -> No
 
 
 def test_missing_weights_and_impossible_settings() -> None:
-    with pytest.raises(DataError, match=r"model\.pretrained=/nowhere\.pt: no such file; give"):
-        vit(pretrained="/nowhere.pt").load_pretrained(fresh(vit(), 0))
+    with pytest.raises(ConfigError, match=r"model\.pretrained=/nowhere\.pt: no such file; use"):
+        vit(pretrained="/nowhere.pt")
     with pytest.raises(
         ConfigError, match=r"image_size=30 with model\.patch=4.*use model\.image_size=28"
     ):

@@ -334,7 +334,7 @@ def test_levels_from_a_file(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(ConfigError, match=r"capacity\.path=.*" + message):
             Table(str(path), num_clients=4, num_levels=3, seed=0)
-    with pytest.raises(ConfigError, match=r"capacity\.path=/nowhere: cannot read it"):
+    with pytest.raises(ConfigError, match=r"capacity\.path=/nowhere: no such file"):
         Table("/nowhere", num_clients=4, num_levels=3, seed=0)
 
 

@@ -933,7 +933,7 @@ def test_only_what_was_held_moves(kind: str) -> None:
         ({"overlap": 1.5}, r"split\.overlap=1\.5: must be null, or in \[0, 1\]"),
         (
             {"overlap": 0.5, "window": "random"},
-            r"split\.overlap=0\.5 with split\.window=random: null, or .* for a window that moves",
+            r"split\.overlap=0\.5 with split\.window=random: an overlap is of windows that move",
         ),
     ],
 )

@@ -128,18 +128,13 @@ def _landscape(args: argparse.Namespace) -> None:
         figure = page(SINGLE, 2.7)
         axes = figure.subplots()
         draw_surface(figure, axes, arrays["at"], arrays["loss"])
-        axes.set_title(
-            f"{arrays['title']}: {arrays['capacity']}, round {int(arrays['round'])}", loc="left"
-        )
+        title = f"{arrays['title']}: {arrays['capacity']}, round {int(arrays['round'])}"
+        axes.set_title(title, loc="left")
         _write(args.out or args.run / "landscape", figure, arrays)
     centre = float(arrays["loss"][args.steps // 2, args.steps // 2])
     rows = [(0.0, centre, centre), *rings(arrays["loss"], arrays["at"])]
-    print(
-        markdown(
-            ["distance", "mean loss", "largest loss"],
-            [[f"{d:g}", f"{mean:.4f}", f"{most:.4f}"] for d, mean, most in rows],
-        )
-    )
+    cells = [[f"{d:g}", f"{mean:.4f}", f"{most:.4f}"] for d, mean, most in rows]
+    print(markdown(["distance", "mean loss", "largest loss"], cells))
 
 
 def _write(out: Path, figure: Figure, arrays: dict[str, Any]) -> None:

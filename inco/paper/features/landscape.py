@@ -65,9 +65,8 @@ def chosen(rebuilt: Rebuilt, images: int) -> Tensor:
     order = rebuilt.evaluator.order
     if images >= len(order):
         return order
-    places = torch.randperm(len(order), generator=generator(rebuilt.seed, "landscape_images"))[
-        :images
-    ]
+    shuffled = torch.randperm(len(order), generator=generator(rebuilt.seed, "landscape_images"))
+    places = shuffled[:images]
     return order[places.sort().values]
 
 

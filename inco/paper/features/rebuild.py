@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,9 @@ class Rebuilt:
         bound = self.evaluator.pool.get(sub).bound
         bound.load(self.state.w, self.state.b, sub.params, sub.buffers)
         if norm:  # as for scoring: BatchNorm measured on training images
-            norm.install(
-                bound.model,
-                sum_of(
-                    [norm.measure(bound.model, n, self.state.round) for n in range(norm.batches())]
-                ),
-            )
+            count = norm.batches()
+            found = [norm.measure(bound.model, n, self.state.round) for n in range(count)]
+            norm.install(bound.model, torch.stack(found).sum(0))
         bound.model.eval()
         return bound
 
@@ -84,13 +81,14 @@ class Rebuilt:
             starts.pop()  # BatchNorm by the batch at hand needs two images
         evaluator = self.evaluator
         stops = [*starts[1:], len(examples)]
-        streams = [
-            generator(self.seed, "test", self.state.round, number) for number in range(len(starts))
-        ]
-        parts = zip(starts, stops, streams, strict=True)
         return [
-            take(evaluator.test, examples[start:stop], evaluator.transform, stream)
-            for start, stop, stream in parts
+            take(
+                evaluator.test,
+                examples[start:stop],
+                evaluator.transform,
+                generator(self.seed, "test", self.state.round, number),
+            )
+            for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
         ]
 
     def autocast(self) -> torch.autocast:
@@ -138,11 +136,6 @@ def _bare(settings: Mapping[str, Any], targets: Mapping[str, str]) -> dict[str, 
         "diagnostics": {"_target_": "inco.diagnostics.NoDiagnostics"},
         "engine": _ENGINE,
     }
-
-
-def sum_of(parts: Sequence[Tensor]) -> Tensor:
-    """Add up tensors of one shape."""
-    return torch.stack(list(parts)).sum(0)
 
 
 def level_of(rebuilt: Rebuilt, capacity: str | None) -> int:

@@ -111,9 +111,5 @@ def _embedded(learn: Any, features: np.ndarray, seed: int) -> np.ndarray:
     """t-SNE in two dimensions, the same for the same seed."""
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     state = seed_for(seed, "tsne") % 2**32
-    return np.asarray(
-        learn.TSNE(perplexity=perplexity, init="pca", random_state=state, n_jobs=1).fit_transform(
-            features
-        ),
-        dtype=np.float32,
-    )
+    method = learn.TSNE(perplexity=perplexity, init="pca", random_state=state, n_jobs=1)
+    return np.asarray(method.fit_transform(features), dtype=np.float32)

@@ -134,11 +134,8 @@ def _draw(args: argparse.Namespace) -> None:
             "which figure? give a number and run folders, or --list; --help has examples"
         )
     entry = find(args.number)
-    given = {
-        name: getattr(args, name)
-        for name in ("labels", *(f.name for f in fields(Options)))
-        if getattr(args, name) is not None
-    }
+    names = ("labels", *(f.name for f in fields(Options)))
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     check_options(args.number, entry, list(given))
     if not args.runs:
         raise ConfigError(

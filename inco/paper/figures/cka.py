@@ -12,11 +12,12 @@ import numpy as np
 
 from inco.errors import ConfigError
 from inco.paper.figures.groups import labels_of, require
+from inco.paper.figures.layers import chosen
 from inco.paper.figures.measures import spearman
 from inco.paper.figures.options import Options
 from inco.paper.figures.style import (
     DOUBLE,
-    HATCHES,
+    bar_look,
     draw_curve,
     legend_above,
     letter,
@@ -89,11 +90,8 @@ def methods(groups: Sequence[Group], options: Options) -> Figure:
             axes = maps[block * len(deepest) + row, column]
             image = draw_map(axes, arrays, tap, names=True)
             axes.set_title(tap, loc="left")
-        letter(
-            maps[block * len(deepest), column],
-            2 + k,
-            wrapped(group.label, 5.4 / columns) + f"\n{deepest[0]}",
-        )
+        title = wrapped(group.label, 5.4 / columns) + f"\n{deepest[0]}"
+        letter(maps[block * len(deepest), column], 2 + k, title)
     for axes in maps.ravel():
         axes.set_visible(bool(axes.images))
     scale(below, image, maps, "linear CKA", len(deepest) * blocks)
@@ -129,13 +127,7 @@ def common_taps(figure: str, groups: Sequence[Group], options: Options) -> list[
             f"{figure}: the groups have no tap in common"
             f" ({'; '.join(','.join(taps) for taps in each)}); give one model a figure"
         )
-    unknown = [tap for tap in options.layers if tap not in common]
-    if unknown:
-        raise ConfigError(
-            f"--layers {','.join(unknown)}: no such tap in all groups; use some of"
-            f" {', '.join(common)}"
-        )
-    return list(options.layers) or common
+    return chosen(common, options, "tap") or common
 
 
 def by_tap(group: Group, tap: str, last: int) -> tuple[float, float]:
@@ -154,25 +146,13 @@ def draw_by_tap(
     places = np.arange(len(taps))
     for group, k in zip(groups, looks, strict=True):
         mean, sd = np.array([by_tap(group, tap, last) for tap in taps]).T
-        draw_curve(
-            axes,
-            Curve(places, mean, None if np.isnan(sd).all() else sd, len(group.runs)),
-            k,
-            group.label,
-        )
-    stages = [re.fullmatch(r"(layer|blocks\.)(\d+)", tap) for tap in taps]
-    axes.set_xticks(
-        places,
-        [
-            stage[2] if stage and all(stages) else tap
-            for stage, tap in zip(stages, taps, strict=True)
-        ],
-    )
-    axes.set_xlabel(
-        {"layer": "stage", "blocks.": "block"}[stages[0][1]]
-        if stages[0] and all(stages)
-        else "layer"
-    )
+        curve = Curve(places, mean, None if np.isnan(sd).all() else sd, len(group.runs))
+        draw_curve(axes, curve, k, group.label)
+    found = [re.fullmatch(r"(layer|blocks\.)(\d+)", tap) for tap in taps]
+    stages = [stage for stage in found if stage]
+    whole = len(stages) == len(taps)
+    axes.set_xticks(places, [stage[2] for stage in stages] if whole else taps)
+    axes.set_xlabel({"layer": "stage", "blocks.": "block"}[stages[0][1]] if whole else "layer")
     axes.set_ylabel("mean CKA of all pairs")
 
 
@@ -180,11 +160,9 @@ def _draw_relation(axes: Axes, groups: Sequence[Group], tap: str, looks: Sequenc
     for group, k in zip(groups, looks, strict=True):
         x, y = relation(group, tap)
         rho = spearman(x, y)
-        told = (
-            f"({len(x)} rounds)"
-            if np.isnan(rho)
-            else rf"$\rho$ = {number_text(rho)} ({len(x)} rounds)"
-        )
+        told = f"({len(x)} rounds)"
+        if not np.isnan(rho):
+            told = rf"$\rho$ = {number_text(rho)} {told}"
         style = look(k)
         axes.plot(x, y, style["marker"], color=style["color"], alpha=0.8, label=told)
     axes.set_xlabel(f"mean CKA at {tap}")
@@ -217,24 +195,10 @@ def _draw_capacities(axes: Axes, groups: Sequence[Group], score: str) -> None:
             values = group.final(f"test/acc/{name}", score)
             if len(values):
                 x = place + (k - (len(groups) - 1) / 2) * wide
-                axes.bar(
-                    x,
-                    values.mean(),
-                    wide,
-                    color=look(k)["color"],
-                    hatch=HATCHES[k % len(HATCHES)],
-                    edgecolor="white",
-                    linewidth=0.3,
-                )
-                if len(values) > 1:
-                    axes.errorbar(
-                        x,
-                        values.mean(),
-                        values.std(ddof=1),
-                        color="0.2",
-                        linewidth=0.8,
-                        capsize=1.5,
-                    )
+                axes.bar(x, values.mean(), wide, **bar_look(k))
+            if len(values) > 1:
+                sd = values.std(ddof=1)
+                axes.errorbar(x, values.mean(), sd, color="0.2", linewidth=0.8, capsize=1.5)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("accuracy (%)")
     axes.grid(visible=False, axis="x")
@@ -254,13 +218,8 @@ def draw_map(axes: Axes, arrays: dict[str, Any], tap: str, names: bool) -> AxesI
     """
     order = np.argsort(arrays["level"], kind="stable")
     levels = arrays["level"][order]
-    image = axes.imshow(
-        arrays[f"cka/{tap}"][np.ix_(order, order)],
-        vmin=0.0,
-        vmax=1.0,
-        cmap="cividis",
-        interpolation="nearest",
-    )
+    matrix = arrays[f"cka/{tap}"][np.ix_(order, order)]
+    image = axes.imshow(matrix, "cividis", vmin=0.0, vmax=1.0, interpolation="nearest")
     starts = np.flatnonzero(np.diff(levels, prepend=levels[0] - 1))
     stops = np.append(starts[1:], len(levels))
     for edge in starts[1:] - 0.5:
@@ -268,11 +227,10 @@ def draw_map(axes: Axes, arrays: dict[str, Any], tap: str, names: bool) -> AxesI
         axes.axvline(edge, color="white", linewidth=0.7)
     axes.grid(visible=False)
     axes.set_xticks([])
-    axes.set_yticks(
-        (starts + stops - 1) / 2 if names else [],
-        arrays["name"][order][starts].tolist() if names else [],
-        fontsize=6,
-    )
+    axes.set_yticks([])
+    if names:
+        at = (starts + stops - 1) / 2
+        axes.set_yticks(at, arrays["name"][order][starts].tolist(), fontsize=6)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
@@ -288,12 +246,12 @@ def _families(groups: Sequence[Group]) -> dict[str, list[Group]]:
         found.setdefault(_family(group), []).append(group)
     if [group.label for group in groups] != labels_of(groups):
         return found
-    named = {
-        family: zip(members, labels_of(members), strict=True) for family, members in found.items()
-    }
     return {
-        family: [replace(group, label=label) for group, label in pairs]
-        for family, pairs in named.items()
+        family: [
+            replace(group, label=label)
+            for group, label in zip(members, labels_of(members), strict=True)
+        ]
+        for family, members in found.items()
     }
 
 
@@ -304,11 +262,9 @@ def _family(group: Group) -> str:
 
 def _need(figure: str, groups: Sequence[Group], arrays: bool) -> None:
     def has(run: Run) -> bool:
-        return (
-            bool(run.arrays.rounds("cka"))
-            if arrays
-            else any(key.startswith("cka/") for row in run.rows for key in row)
-        )
+        if arrays:
+            return bool(run.arrays.rounds("cka"))
+        return any(key.startswith("cka/") for row in run.rows for key in row)
 
     runs = [run for group in groups for run in (group.runs[:1] if arrays else group.runs)]
     require(figure, runs, has, "CKA", "diagnostics=cka")

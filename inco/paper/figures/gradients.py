@@ -27,6 +27,7 @@ from inco.paper.figures.style import (
     DASHES,
     DOUBLE,
     MARKERS,
+    draw_band,
     legend_above,
     letter,
     look,
@@ -104,25 +105,21 @@ def distributions(groups: Sequence[Group], options: Options) -> Figure:
     panels = figure.subplots(len(groups), len(columns), squeeze=False, sharex="col", sharey="col")
     colours = dict(zip(rounds, ramp(len(rounds)), strict=True))
     for column, layer in enumerate(columns):
-        wide = _reach(
-            [(group, round) for group in groups for round in rounds_of(group)], [layer], options.of
-        )
+        where = [(group, round) for group in groups for round in rounds_of(group)]
+        wide = _reach(where, [layer], options.of)
         for row, group in enumerate(groups):
             axes = panels[row, column]
             for round in rounds_of(group):
-                draw_density(
-                    axes, group, layer, options.of, round, wide, color=colours[round], linewidth=0.9
-                )
+                line = {"color": colours[round], "linewidth": 0.9}
+                draw_density(axes, group, layer, options.of, round, wide, **line)
         _tidy(panels[0, column], wide)
         panels[0, column].set_title(layer)
     for row, group in enumerate(groups):
         panels[row, 0].set_ylabel(wrapped(group.label, 1.5) + "\ndensity")
-    by_round = ScalarMappable(
-        Normalize(rounds[0], max(rounds[-1], rounds[0] + 1)), ListedColormap(ramp(256))
-    )
-    scale(figure, by_round, panels, "round", len(groups)).locator = MaxNLocator(
-        nbins=8, integer=True
-    )
+    span = Normalize(rounds[0], max(rounds[-1], rounds[0] + 1))
+    by_round = ScalarMappable(span, ListedColormap(ramp(256)))
+    bar = scale(figure, by_round, panels, "round", len(groups))
+    bar.locator = MaxNLocator(nbins=8, integer=True)
     figure.supxlabel(_what(options.of), fontsize=8)
     return figure
 
@@ -137,24 +134,16 @@ def relations(groups: Sequence[Group], options: Options) -> Figure:
     table = relative(statistics(one, other, chosen(layers, options) or layers))
     figure = page(DOUBLE, 2.3)
     names = sorted({stage(layer) for layer in table}, key=natural)
-    for k, (axes, what) in enumerate(
-        zip(figure.subplots(1, 4, sharex=True), _STATISTICS, strict=True)
-    ):
+    every = {key: np.array([row[key] for row in table.values()]) for key in ("cka", *_STATISTICS)}
+    panels = figure.subplots(1, 4, sharex=True)
+    for k, (axes, what) in enumerate(zip(panels, _STATISTICS, strict=True)):
         for place, name in enumerate(names):
-            own = [values for layer, values in table.items() if stage(layer) == name]
+            own = [stage(layer) == name for layer in table]
             style = look(place)
-            axes.plot(
-                [v["cka"] for v in own],
-                [v[what] for v in own],
-                style["marker"],
-                color=style["color"],
-                label=name,
-            )
-        rho = spearman(
-            np.array([v["cka"] for v in table.values()]),
-            np.array([v[what] for v in table.values()]),
-        )
-        if max(v[what] for v in table.values()) > 10:
+            x, y = every["cka"][own], every[what][own]
+            axes.plot(x, y, style["marker"], color=style["color"], label=name)
+        rho = spearman(every["cka"], every[what])
+        if every[what].max() > 10:
             axes.set_yscale("log")
         letter(axes, k, what + ("" if np.isnan(rho) else rf"  $\rho$ = {number_text(rho)}"))
     figure.axes[0].set_ylabel("relative to the stage's smallest")
@@ -172,16 +161,20 @@ def similarity(
     pairs = paired(figure, one, other)
     rounds = sorted(set(rounds_of(one)) & set(rounds_of(other)))
     if not rounds:
-        raise ConfigError(
-            f"{figure}: no round was measured in both {one.label} and {other.label}; run both with"
-            " one diagnostics.every"
-        )
+        raise _no_round(figure, one, other)
     table = {layer: np.full((len(pairs), len(rounds)), np.nan) for layer in layers}
     for place, round in enumerate(rounds):
         for row, found in enumerate(updates(pairs, round, layers)):
             for layer, (x, y) in found.items():
                 table[layer][row, place] = of(x, y)
     return {layer: _curve(np.array(rounds), values) for layer, values in table.items()}
+
+
+def _no_round(figure: str, one: Group, other: Group) -> ConfigError:
+    return ConfigError(
+        f"{figure}: no round was measured in both {one.label} and {other.label}; run both with one"
+        " diagnostics.every"
+    )
 
 
 def shuffled(of: Measure) -> Measure:
@@ -219,19 +212,13 @@ def statistics(one: Group, other: Group, layers: Sequence[str]) -> dict[str, dic
                     "covariance": abs(((a - a.mean()) * (b - b.mean())).mean()),
                     "difference": np.abs(a - b).mean(),
                 }
-                found.setdefault(layer, []).append(
-                    {key: float(value) for key, value in numbers.items()}
-                )
+                found.setdefault(layer, []).append(numbers)
     if not found:
-        raise ConfigError(
-            f"figure 16: no round was measured in both {one.label} and {other.label}; run both with"
-            " one diagnostics.every"
-        )
-    means = {
+        raise _no_round("figure 16", one, other)
+    return {
         layer: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        for layer, rows in found.items()
+        for layer, rows in sorted(found.items(), key=lambda item: natural(item[0]))
     }
-    return {layer: means[layer] for layer in sorted(means, key=natural)}
 
 
 def relative(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -240,35 +227,18 @@ def relative(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     for layer, numbers in table.items():
         peers = [other for name, other in table.items() if stage(name) == stage(layer)]
         least = {key: min(peer[key] for peer in peers) for key in numbers}
-        out[layer] = {
-            key: v if key == "cka" else v / least[key] if least[key] else 1.0
-            for key, v in numbers.items()
-        }
+        out[layer] = {key: v / least[key] if least[key] else 1.0 for key, v in numbers.items()}
+        out[layer]["cka"] = numbers["cka"]
     return out
 
 
 def _draw_layers(axes: Axes, curves: dict[str, Curve]) -> None:
     """One line a layer, dark to light from the shallowest to the deepest."""
-    for k, ((layer, curve), colour) in enumerate(
-        zip(curves.items(), ramp(len(curves)), strict=True)
-    ):
-        axes.plot(
-            curve.rounds,
-            curve.mean,
-            color=colour,
-            marker=MARKERS[k % 7],
-            linestyle=DASHES[k % 5],
-            label=_short(layer),
-        )
-        if curve.sd is not None:
-            axes.fill_between(
-                curve.rounds,
-                curve.mean - curve.sd,
-                curve.mean + curve.sd,
-                color=colour,
-                alpha=0.12,
-                linewidth=0,
-            )
+    for k, (layer, colour) in enumerate(zip(curves, ramp(len(curves)), strict=True)):
+        curve = curves[layer]
+        line = {"marker": MARKERS[k % 7], "linestyle": DASHES[k % 5]}
+        axes.plot(curve.rounds, curve.mean, color=colour, label=_short(layer), **line)
+        draw_band(axes, curve, colour, 0.12)
     axes.set_xlabel("round")
     whole_numbers(axes)
 
@@ -288,17 +258,8 @@ def _draw_densities(
     axes: Axes, group: Group, layers: Sequence[str], of: str, round: int, wide: float
 ) -> None:
     for k, (layer, colour) in enumerate(zip(layers, ramp(len(layers)), strict=True)):
-        draw_density(
-            axes,
-            group,
-            layer,
-            of,
-            round,
-            wide,
-            color=colour,
-            linestyle=DASHES[k % 5],
-            label=_short(layer),
-        )
+        line = {"color": colour, "linestyle": DASHES[k % 5], "label": _short(layer)}
+        draw_density(axes, group, layer, of, round, wide, **line)
     axes.set_xlabel(_what(of))
     axes.set_ylabel("density")
     axes.legend(fontsize=6)
@@ -341,9 +302,8 @@ def _tidy(axes: Axes, wide: float) -> None:
 def _ends(layers: Sequence[str]) -> list[str]:
     """The first and the last layer of the two largest stages, by depth."""
     largest = sorted(list(by_stage(layers).items())[:2], key=lambda item: natural(item[0]))
-    return list(dict.fromkeys(layer for _, own in largest for layer in (own[0], own[-1])))[
-        :_COLUMNS
-    ]
+    ends = dict.fromkeys(layer for _, own in largest for layer in (own[0], own[-1]))
+    return list(ends)[:_COLUMNS]
 
 
 def _short(layer: str) -> str:

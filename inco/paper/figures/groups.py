@@ -81,11 +81,8 @@ def labels_of(groups: Sequence[Group], ignore: Sequence[str] = ()) -> list[str]:
 
     `ignore`: names of parts, of `PARTS`, or of settings that are told elsewhere.
     """
-    words = {
-        name: [part(group) for group in groups]
-        for name, part in PARTS.items()
-        if name not in ignore
-    }
+    parts = {name: part for name, part in PARTS.items() if name not in ignore}
+    words = {name: [part(group) for group in groups] for name, part in parts.items()}
     telling = [told for told in words.values() if len(set(told)) > 1]
     if not telling:
         telling = [words[name] for name in ("partition", "clients", "method") if name in words]
@@ -94,9 +91,8 @@ def labels_of(groups: Sequence[Group], ignore: Sequence[str] = ()) -> list[str]:
         same = [k for k, label in enumerate(labels) if label == twice]
         keys = [key for key in differing([groups[k] for k in same]) if key not in ignore]
         for k in same if len(same) > 1 and len(groups) > 1 else ():
-            told = [f"{key}={_short(groups[k].facts.get(key))}" for key in keys[:3]] or [
-                digest(groups[k].runs[0])[-8:]
-            ]
+            told = [f"{key}={_short(groups[k].facts.get(key))}" for key in keys[:3]]
+            told = told or [digest(groups[k].runs[0])[-8:]]
             labels[k] = ", ".join(filter(None, [twice, *told]))
     return labels
 
@@ -115,27 +111,22 @@ def _partition(group: Group) -> str:
     if name == "quantity":
         return f"quantity {of.get('partition.beta', 0):g}"
     if name in ("shards", "labels"):
-        return (
-            f"{of.get('partition.classes_per_client')}"
-            f" {'shards' if name == 'shards' else 'classes'}"
-        )
+        what = "shards" if name == "shards" else "classes"
+        return f"{of.get('partition.classes_per_client')} {what}"
     return "IID" if name == "iid" else name
 
 
 def _clients(group: Group) -> str:
-    alike = group.facts.get("split") == "none" or group.facts.get("capacity") in (
-        "all_small",
-        "all_large",
-    )
-    return "homogeneous" if alike else group.facts.get("split", "")
+    split = group.facts.get("split", "")
+    alike = split == "none" or group.facts.get("capacity") in ("all_small", "all_large")
+    return "homogeneous" if alike else split
 
 
 def _method(group: Group) -> str:
     algorithm = group.facts.get("algorithm", "")
     transform = group.facts.get("transform", "")
-    return " + ".join(
-        filter(None, [_ALGORITHMS.get(algorithm, algorithm), TRANSFORMS.get(transform, transform)])
-    )
+    words = (_ALGORITHMS.get(algorithm, algorithm), TRANSFORMS.get(transform, transform))
+    return " + ".join(filter(None, words))
 
 
 def _uplink(group: Group) -> str:
@@ -178,10 +169,11 @@ def command(run: Run, *words: str) -> str:
     """
     ours = {"name", "hydra.run.dir", *(word.partition("=")[0] for word in words)}
     told = shlex.split(str(run.about.get("command", "python run.py ...")))
+    keys = [word.partition("=")[0] for word in told]
     kept = [
-        w
-        for w in told
-        if w.partition("=")[0] not in ours and not ("." in w and w.partition(".")[0] in ours)
+        word
+        for word, key in zip(told, keys, strict=True)
+        if key not in ours and not ("." in word and word.partition(".")[0] in ours)
     ]
     return shlex.join([*kept, *words]).replace("'...'", "...")
 

@@ -19,13 +19,8 @@ Arrays = dict[str, np.ndarray]
 
 def need_gradients(figure: str, groups: Sequence[Group]) -> None:
     """Raise ConfigError where a run has no arrays of gradients."""
-    require(
-        figure,
-        [run for group in groups for run in group.runs],
-        lambda run: bool(run.arrays.rounds("gradients")),
-        "gradients",
-        "diagnostics=gradients",
-    )
+    runs = [run for group in groups for run in group.runs]
+    require(figure, runs, lambda run: bool(measured(run)), "gradients", "diagnostics=gradients")
 
 
 def need_two(figure: str, groups: Sequence[Group]) -> tuple[Group, Group]:
@@ -86,9 +81,8 @@ def layers_of(figure: str, groups: Sequence[Group], kind: str) -> list[str]:
     ]
     common = set.intersection(*each)
     if not common:
-        some = " and ".join(
-            sorted(layers, key=natural)[0] if layers else f"no {kind}" for layers in each
-        )
+        firsts = (min(layers, key=natural) if layers else f"no {kind}" for layers in each)
+        some = " and ".join(firsts)
         raise ConfigError(
             f"{figure}: the groups have no layer in common (first of each: {some}); compare runs of"
             " one model"
@@ -96,12 +90,12 @@ def layers_of(figure: str, groups: Sequence[Group], kind: str) -> list[str]:
     return sorted(common, key=natural)
 
 
-def chosen(layers: Sequence[str], options: Options) -> list[str]:
-    """Return the layers that `--layers` names; none where it is not given."""
+def chosen(layers: Sequence[str], options: Options, kind: str = "layer") -> list[str]:
+    """Return the layers, or taps, that `--layers` names; none where it is not given."""
     unknown = [layer for layer in options.layers if layer not in layers]
     if unknown:
         raise ConfigError(
-            f"--layers {','.join(unknown)}: no such layer in all groups; use some of"
+            f"--layers {','.join(unknown)}: no such {kind} in all groups; use some of"
             f" {', '.join(layers)}"
         )
     return list(options.layers)
@@ -175,13 +169,8 @@ def updates(
             found.append({})
             continue
         one, other = (read(run, round, "values") for run in runs)
-        found.append(
-            {
-                layer: (one[layer], other[layer])
-                for layer in layers
-                if layer in one and layer in other
-            }
-        )
+        shared = [layer for layer in layers if layer in one and layer in other]
+        found.append({layer: (one[layer], other[layer]) for layer in shared})
         for layer, (x, y) in found[-1].items():
             if x.shape != y.shape:
                 raise ConfigError(

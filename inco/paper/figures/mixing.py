@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,14 +48,9 @@ def theta_and_beta(groups: Sequence[Group], options: Options) -> Figure:
     for k, group in enumerate(groups):
         draw_curve(theta, theta_by_layer(group, source, layers), k, group.label)
     theta.axhline(1.0, color="0.4", linestyle="--", linewidth=0.8)
+    where: Any = ("axes fraction", "data")
     theta.annotate(
-        "$\\theta$ = 1",
-        (0.995, 1.0),
-        (0, 2),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-        fontsize=6,
+        "$\\theta$ = 1", (0.995, 1.0), (0, 2), where, "offset points", ha="right", fontsize=6
     )
     theta.set_xticks(
         range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor", fontsize=6
@@ -67,14 +63,12 @@ def theta_and_beta(groups: Sequence[Group], options: Options) -> Figure:
         _draw_beta(axes, groups, source, layer)
         letter(axes, 1 + place, layer)
     panels[0].set_ylabel("kernels with $\\beta$ > 0 (%)")
-    for row in range(rows):
-        for place, axes in enumerate(parts[2 + row].subplots(1, columns, squeeze=False)[0]):
-            k = row * columns + place
-            if k < len(clouds):
-                draw_points(axes, clouds[k])
-                letter(axes, 1 + len(two) + k, str(clouds[k]["title"]))
-            else:
-                axes.set_visible(False)
+    boxes = [part.subplots(1, columns, squeeze=False)[0] for part in parts[2:]]
+    for k, axes in enumerate(chain.from_iterable(boxes)):
+        axes.set_visible(k < len(clouds))
+        if k < len(clouds):
+            draw_points(axes, clouds[k])
+            letter(axes, 1 + len(two) + k, str(clouds[k]["title"]))
     return figure
 
 
@@ -84,12 +78,9 @@ def beta_table(groups: Sequence[Group], options: Options) -> str:
     """
     source, layers = mixed_layers(groups)
     names = chosen(layers, options) or layers
-    rows = [
-        [name, *(f"{beta_positive(group, source, name):.1f}" for group in groups)] for name in names
-    ]
-    return "Kernels with beta > 0, in percent, mean over rounds and seeds\n\n" + markdown(
-        ["layer", *(g.label for g in groups)], rows
-    )
+    rows = [[name, *(f"{beta_positive(g, source, name):.1f}" for g in groups)] for name in names]
+    told = "Kernels with beta > 0, in percent, mean over rounds and seeds"
+    return f"{told}\n\n" + markdown(["layer", *(g.label for g in groups)], rows)
 
 
 def mixed_layers(groups: Sequence[Group]) -> tuple[str, list[str]]:
@@ -99,17 +90,12 @@ def mixed_layers(groups: Sequence[Group]) -> tuple[str, list[str]]:
     with `diagnostics=gradients`.
     """
     for source in _SOURCES:
-        common = set.intersection(
-            *(
-                {_own(group, layer) for layer in group.keys(f"{source}/theta/")} - {""}
-                for group in groups
-            )
-        )
+        each = [{_own(g, layer) for layer in g.keys(f"{source}/theta/")} - {""} for g in groups]
+        common = set.intersection(*each)
         if common:
             return source, sorted(common, key=natural)
-    lacking = next(
-        (g for g in groups if not any(g.keys(f"{source}/theta/") for source in _SOURCES)), groups[0]
-    )
+    without = (g for g in groups if not any(g.keys(f"{source}/theta/") for source in _SOURCES))
+    lacking = next(without, groups[0])
     raise ConfigError(
         f"figure 9: no theta in {lacking.runs[0].folder}, or none of the layers and the kind that"
         " the others have; such a run is made by\n "

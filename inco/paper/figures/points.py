@@ -22,19 +22,14 @@ _NEEDED = ("points", "name", "title", "separation")
 
 def read_points(path: Path) -> dict[str, Any]:
     """Read a features.npz. DataError where it is none."""
+    made = "make it with: python -m inco.paper.features tsne RUN"
     try:
         arrays = read_npz(path)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"--tsne {path}: cannot read it ({error}); make it with: python -m inco.paper.features"
-            " tsne RUN"
-        ) from error
+        raise DataError(f"--tsne {path}: cannot read it ({error}); {made}") from error
     lacking = [name for name in _NEEDED if name not in arrays]
     if lacking:
-        raise DataError(
-            f"--tsne {path}: no {lacking[0]} in it; make it with: python -m inco.paper.features"
-            " tsne RUN"
-        )
+        raise DataError(f"--tsne {path}: no {lacking[0]} in it; {made}")
     return arrays
 
 
@@ -46,16 +41,8 @@ def draw_points(axes: Axes, arrays: dict[str, Any]) -> None:
     names = list(dict.fromkeys(arrays["name"].tolist()))
     for k, name in enumerate(names):
         x, y = arrays["points"][arrays["name"] == name].T
-        axes.scatter(
-            x,
-            y,
-            s=7,
-            color=COLOURS[k % 7],
-            marker=MARKERS[k % 7],
-            alpha=0.7,
-            linewidths=0,
-            label=name,
-        )
+        mark = {"color": COLOURS[k % 7], "marker": MARKERS[k % 7], "label": name}
+        axes.scatter(x, y, s=7, alpha=0.7, linewidths=0, **mark)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -76,14 +63,8 @@ def draw_surface(figure: Figure, axes: Axes, at: np.ndarray, loss: np.ndarray) -
     seen = np.ma.masked_invalid(loss).T  # contours take [y, x]
     low = max(float(seen.min()), 1e-6)
     levels = np.geomspace(low, max(float(seen.max()), 1.01 * low), 19)
-    filled = axes.contourf(
-        at,
-        at,
-        np.ma.clip(seen, levels[0], levels[-1]),
-        levels=levels,
-        norm=LogNorm(),
-        cmap="cividis",
-    )
+    inside = np.ma.clip(seen, levels[0], levels[-1])
+    filled = axes.contourf(at, at, inside, levels=levels, norm=LogNorm(), cmap="cividis")
     axes.contour(at, at, seen, levels=levels[3:-1:3], colors="white", linewidths=0.4)
     axes.plot(0, 0, "+", color="white", markersize=6)
     # for axes of a fixed shape: the other would cut their labels
@@ -94,10 +75,7 @@ def draw_surface(figure: Figure, axes: Axes, at: np.ndarray, loss: np.ndarray) -
     axes.set_ylabel("second direction")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
-    bar = figure.colorbar(
-        filled, ax=axes, label="loss", fraction=0.046, pad=0.04, ticks=levels[::6]
-    )
-    bar.ax.set_yticklabels(
-        [f"{level:.3g}" if level < 1000 else f"{level:,.0f}" for level in levels[::6]]
-    )
+    ticks = levels[::6]
+    bar = figure.colorbar(filled, ax=axes, label="loss", fraction=0.046, pad=0.04, ticks=ticks)
+    bar.ax.set_yticklabels([f"{v:.3g}" if v < 1000 else f"{v:,.0f}" for v in ticks])
     bar.ax.minorticks_off()

@@ -108,12 +108,8 @@ ENTRIES = (
         scores.convergence_table,
     ),
 )
-ABSENT = {
-    4: "a drawing of the method, not data",
-    5: "a drawing of the method, not data",
-    6: "a drawing of the method, not data",
-    11: "not drawn: what it shows could not be settled",
-}
+ABSENT = dict.fromkeys((4, 5, 6), "a drawing of the method, not data")
+ABSENT[11] = "not drawn: what it shows could not be settled"
 FIGURES = {number: entry for entry in ENTRIES for number in entry.numbers}
 
 
@@ -130,20 +126,18 @@ def find(number: int) -> Entry:
 
 def listing() -> str:
     """Return a line a figure: its number, what it shows and what it needs."""
-    lines = [
-        f"{', '.join(map(str, e.numbers)):>14}  {e.title}\n{'':16}needs {e.needs}{_heeds(e)}"
-        for e in ENTRIES
-    ]
+    lines = []
+    for entry in ENTRIES:
+        lines.append(f"{', '.join(map(str, entry.numbers)):>14}  {entry.title}")
+        lines.append(f"{'':16}needs {entry.needs}")
+        if entry.options:
+            lines.append(f"{'':16}options {_dashed(entry)}")
     lines += [f"{number:>14}  {why}" for number, why in ABSENT.items()]
     return "\n".join(lines)
 
 
-def _heeds(entry: Entry) -> str:
-    return (
-        f"\n{'':16}options {', '.join(f'--{name}' for name in sorted(entry.options))}"
-        if entry.options
-        else ""
-    )
+def _dashed(entry: Entry) -> str:
+    return ", ".join(f"--{name}" for name in sorted(entry.options))
 
 
 def check_options(number: int, entry: Entry, given: Sequence[str]) -> None:
@@ -151,8 +145,7 @@ def check_options(number: int, entry: Entry, given: Sequence[str]) -> None:
     for name in given:
         if name not in entry.options:
             heeding = sorted(n for n, other in FIGURES.items() if name in other.options)
-            own = ", ".join(f"--{o}" for o in sorted(entry.options))
             raise ConfigError(
                 f"--{name} with figure {number}: it is for {', '.join(map(str, heeding))}; this one"
-                f" has {own}"
+                f" has {_dashed(entry)}"
             )

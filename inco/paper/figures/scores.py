@@ -13,10 +13,9 @@ from inco.errors import ConfigError
 from inco.paper.figures.groups import PARTS, TRANSFORMS, differing, labels_of
 from inco.paper.figures.options import Options
 from inco.paper.figures.style import (
-    COLOURS,
     DOUBLE,
-    HATCHES,
     SINGLE,
+    bar_look,
     draw_curve,
     legend_above,
     letter,
@@ -35,7 +34,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _AXES = {"local.batch_size": "batch size", "uplink.scale": "noise of uploads (standard deviations)"}
-_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+_WHISKERS = {"linewidth": 0.8, "capsize": 1.5, "ecolor": "0.2"}
+_MARK: dict[str, Any] = {
+    "marker": "_",
+    "linestyle": "",
+    "color": "0.2",
+    "markersize": 9,
+    "alpha": 0.6,
+}
+# a number at the foot of its bar
+_INSIDE: dict[str, Any] = {
+    "textcoords": "offset points",
+    "rotation": 90,
+    "ha": "center",
+    "fontsize": 6,
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+}
 _BARS = ("inco", "no_normalization", "no_optimization", "neither", "none")
 _PAPER = "paper, 500 rounds"
 _TELLING = ("algorithm", "transform", "split", "model")  # choices that make a line of its own
@@ -62,25 +76,17 @@ def robustness(groups: Sequence[Group], options: Options) -> Figure:
     that `--x` names.
     """
     panels = robustness_panels(groups, options.x)
-    columns = min(len(panels), 2)
-    figure = page(SINGLE if columns == 1 else DOUBLE, 0.4 + 2.1 * -(-len(panels) // columns))
-    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    figure, grid = _grid(len(panels), 0.4)
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    for k, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
+    for k, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         for name, members in panel.lines.items():
             members = sorted(members, key=lambda member: member[0])
             scores = [group.final(score=options.score) for _, group in members]
             x = [value for value, _ in members]
             y = [s.mean() for s in scores]
             errors = [s.std(ddof=1) if len(s) > 1 else 0.0 for s in scores]
-            axes.errorbar(
-                x,
-                y,
-                yerr=errors if any(errors) else None,
-                capsize=2,
-                label=name,
-                **look(names.index(name)),
-            )
+            yerr = errors if any(errors) else None
+            axes.errorbar(x, y, yerr=yerr, capsize=2, label=name, **look(names.index(name)))
         values = sorted({value for line in panel.lines.values() for value, _ in line})
         if len(values) > 2 and values[0] > 0 and values[-1] / values[0] >= 8:
             axes.set_xscale("log", base=2)
@@ -89,11 +95,20 @@ def robustness(groups: Sequence[Group], options: Options) -> Figure:
         axes.set_xlabel(_AXES.get(panel.key, panel.key))
         axes.set_ylabel(f"{options.score} accuracy (%)")
         letter(axes, k, panel.title, len(panels))
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
     if len(names) > 1:
-        legend_above(figure, grid[: len(panels)].tolist())
+        legend_above(figure, grid)
     return figure
+
+
+def _grid(count: int, above: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, two side by side, and room for a legend above them."""
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure = page(SINGLE if columns == 1 else DOUBLE, above + 2.1 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
 
 
 def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
@@ -109,17 +124,13 @@ def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
         own = [group for group in groups if PARTS["dataset"](group) == dataset]
         for key in keys:
             # the other axis stays where most runs have it
-            held = [other for other in _AXES if other != key and _varies(own, other)]
             usual = {
                 other: Counter(_value(group, other) for group in own).most_common(1)[0][0]
-                for other in held
+                for other in _AXES
+                if other != key and _varies(own, other)
             }
             usual |= {"uplink.scale": 0.0} if "uplink.scale" in usual else {}
-            kept = [
-                group
-                for group in own
-                if all(_value(group, other) == value for other, value in usual.items())
-            ]
+            kept = [g for g in own if all(_value(g, other) == v for other, v in usual.items())]
             if _varies(kept, key):
                 panels.append(Panel(key, dataset if len(datasets) > 1 else "", _lines(kept, key)))
     if not panels:
@@ -143,9 +154,8 @@ def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Gro
         told = group.runs[0].settings | choices
         rest = repr(sorted((k, repr(v)) for k, v in told.items() if k != key))
         found.setdefault(rest, []).append(group)
-    names = labels_of(
-        [line[0] for line in found.values()], ignore=("uplink", "dataset", "partition", key)
-    )
+    ignore = ("uplink", "dataset", "partition", key)
+    names = labels_of([line[0] for line in found.values()], ignore)
     lines = {
         name: [(_value(group, key), group) for group in line]
         for name, line in zip(names, found.values(), strict=True)
@@ -156,11 +166,9 @@ def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Gro
 def _value(group: Group, key: str) -> float:
     """A numeric setting; the noise of a clean uplink is 0, and a setting that is no number NaN."""
     value = group.facts.get(key, 0.0 if key == "uplink.scale" else None)
-    return (
-        float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool)
-        else float("nan")
-    )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return float("nan")
 
 
 def _varies(groups: Sequence[Group], key: str) -> bool:
@@ -181,21 +189,13 @@ def ablation(groups: Sequence[Group], options: Options) -> Figure:
     and algorithm.
     """
     panels = ablation_panels(groups)
-    columns = min(len(panels), 2)
-    figure = page(SINGLE if columns == 1 else DOUBLE, 0.5 + 2.1 * -(-len(panels) // columns))
-    grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
-    shown = [
-        t
-        for t in (*_BARS, *TRANSFORMS)
-        if any(t == transform for panel in panels.values() for _, transform in panel)
-    ]
-    shown = list(dict.fromkeys(shown))
-    for k, (axes, (title, cells)) in enumerate(zip(grid, panels.items(), strict=False)):
+    figure, grid = _grid(len(panels), 0.5)
+    there = {transform for panel in panels.values() for _, transform in panel}
+    shown = [name for name in dict.fromkeys((*_BARS, *TRANSFORMS)) if name in there]
+    for k, (axes, (title, cells)) in enumerate(zip(grid, panels.items(), strict=True)):
         _draw_bars(axes, cells, shown, options)
         letter(axes, k, title, len(panels))
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    legend_above(figure, grid[: len(panels)].tolist(), 3 * columns, _PAPER)
+    legend_above(figure, grid, 3 * min(len(panels), 2), _PAPER)
     return figure
 
 
@@ -227,12 +227,7 @@ def _draw_bars(
     wide = 0.84 / len(shown)
     for k, transform in enumerate(shown):
         label = TRANSFORMS.get(transform, transform) or "base"
-        bar: dict[str, Any] = {
-            "color": COLOURS[k % 7],
-            "hatch": HATCHES[k % len(HATCHES)],
-            "edgecolor": "white",
-            "linewidth": 0.3,
-        }
+        bar = bar_look(k)
         # in the legend also where this panel lacks it
         axes.bar([np.nan], [np.nan], label=label, **bar)
         for place, partition in enumerate(partitions):
@@ -241,29 +236,13 @@ def _draw_bars(
             if group is None:
                 continue
             mean, sd = over_seeds(group.final(score=options.score))
-            axes.bar(
-                x,
-                mean,
-                wide,
-                yerr=sd,
-                error_kw={"linewidth": 0.8, "capsize": 1.5, "ecolor": "0.2"},
-                **bar,
-            )
-            axes.annotate(
-                f"{mean:.1f}",
-                (x, 0),
-                (0, 4),
-                textcoords="offset points",
-                rotation=90,
-                ha="center",
-                fontsize=6,
-                bbox=_BOX,
-            )
+            axes.bar(x, mean, wide, yerr=sd, error_kw=_WHISKERS, **bar)
+            axes.annotate(f"{mean:.1f}", (x, 0), (0, 4), **_INSIDE)
             told = paper_value(group) if options.paper else None
             if told is not None:
-                axes.plot(x, told, "_", color="0.2", markersize=9, alpha=0.6)
+                axes.plot(x, told, **_MARK)
     if options.paper and any(paper_value(group) is not None for group in cells.values()):
-        axes.plot([np.nan], [np.nan], "_", color="0.2", markersize=9, alpha=0.6, label=_PAPER)
+        axes.plot([np.nan], [np.nan], label=_PAPER, **_MARK)
     axes.set_xticks(range(len(partitions)), partitions)
     axes.set_ylabel(f"{options.score} accuracy (%)")
     axes.set_ylim(bottom=0)
@@ -276,12 +255,9 @@ def paper_value(group: Group) -> float | None:
     """
     of = group.facts
     alpha = of.get("partition.alpha")
-    fits = (
-        of.get("algorithm") == "fedavg"
-        and of.get("split") == "stage"
-        and of.get("transform") in _BARS
-    )
-    if not fits or of.get("dataset") not in PAPER or alpha not in (0.5, 1.0):
+    fits = of.get("algorithm") == "fedavg" and of.get("split") == "stage"
+    fits = fits and of.get("transform") in _BARS and of.get("dataset") in PAPER
+    if not fits or alpha not in (0.5, 1.0):
         return None
     return float(PAPER[of["dataset"]][_BARS.index(of["transform"])][(0.5, 1.0).index(alpha)])
 
@@ -300,9 +276,8 @@ def convergence(groups: Sequence[Group], options: Options) -> Figure:
         draw_curve(panels[1], group.curve("update/norm"), k, group.label)
     for k in noise:
         draw_curve(panels[2], mean_noise(groups[k]), k, groups[k].label)
-    for k, (axes, what) in enumerate(
-        zip(panels, ("accuracy (%)", "norm of the update", "mean noise std"), strict=False)
-    ):
+    names = ("accuracy (%)", "norm of the update", "mean noise std")
+    for k, (axes, what) in enumerate(zip(panels, names, strict=False)):
         axes.set_xlabel("round")
         axes.set_ylabel(what)
         whole_numbers(axes)

@@ -94,13 +94,8 @@ def page(width: float, height: float) -> Figure:
 
 def stack(figure: Figure, *heights: float) -> list[SubFigure]:
     """Cut a figure into parts, one below the other."""
-    return list(
-        np.atleast_1d(
-            np.asarray(
-                figure.subfigures(len(heights), 1, height_ratios=list(heights)), dtype=object
-            )
-        )
-    )
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=list(heights))
+    return list(parts[:, 0])
 
 
 def targets(out: Path) -> list[Path]:
@@ -123,11 +118,8 @@ def save(figure: Figure, out: Path) -> list[Path]:
     paths = targets(out)
     for path in paths:
         raw = io.BytesIO()
-        silent: dict[str, None] = (
-            {"Software": None}
-            if path.suffix == ".png"
-            else dict.fromkeys(("CreationDate", "Creator", "Producer"))
-        )
+        told = ("Software",) if path.suffix == ".png" else ("CreationDate", "Creator", "Producer")
+        silent = dict.fromkeys(told)
         figure.savefig(raw, format=path.suffix[1:], dpi=300, metadata=silent)
         atomic_write(path, raw.getvalue())
     return paths
@@ -147,6 +139,12 @@ def look(k: int) -> dict[str, Any]:
     }
 
 
+def bar_look(k: int) -> dict[str, Any]:
+    """Return colour and hatch of the k-th bar."""
+    hatch = HATCHES[k % len(HATCHES)]
+    return {"color": look(k)["color"], "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+
+
 def ramp(count: int) -> list[Any]:
     """Return `count` colours in order, dark to light, none of them too light for paper."""
     from matplotlib import colormaps
@@ -160,15 +158,15 @@ def draw_curve(axes: Axes, curve: Curve, k: int, label: str) -> None:
     """
     every = 1 if len(curve.rounds) <= 20 else -(-len(curve.rounds) // 10)
     axes.plot(curve.rounds, curve.mean, label=label, markevery=every, **look(k))
+    draw_band(axes, curve, look(k)["color"], 0.15)
+
+
+def draw_band(axes: Axes, curve: Curve, colour: Any, alpha: float) -> None:
+    """Draw one standard deviation on both sides as a band, where there is one."""
     if curve.sd is not None:
-        axes.fill_between(
-            curve.rounds,
-            curve.mean - curve.sd,
-            curve.mean + curve.sd,
-            color=look(k)["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
+        low = curve.mean - curve.sd
+        high = curve.mean + curve.sd
+        axes.fill_between(curve.rounds, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def letter(axes: Axes, number: int, title: str = "", of: int = 2) -> None:
@@ -185,9 +183,8 @@ def scale(
     figure: Figure | SubFigure, colours: ScalarMappable, panels: np.ndarray, label: str, rows: int
 ) -> Colorbar:
     """Put one colour bar beside panels of so many rows, as wide for many as for one."""
-    return figure.colorbar(
-        colours, ax=panels.ravel().tolist(), label=label, aspect=16 * rows, pad=0.01
-    )
+    every = panels.ravel().tolist()
+    return figure.colorbar(colours, ax=every, label=label, aspect=16 * rows, pad=0.01)
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -209,12 +206,8 @@ def legend_above(
     unique = dict(sorted(unique.items(), key=lambda item: item[0] == last))
     # entries that fit side by side
     room = int(figure.bbox.width / figure.dpi / (0.45 + 0.055 * max(map(len, unique), default=0)))
-    figure.legend(
-        unique.values(),
-        unique.keys(),
-        loc="outside upper center",
-        ncols=max(1, min(columns, room, len(unique))),
-    )
+    columns = max(1, min(columns, room, len(unique)))
+    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=columns)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -229,6 +222,5 @@ def plus_minus(values: np.ndarray, digits: int = 2) -> str:
     """
     if not len(values):
         return "-"
-    return f"{values.mean():.{digits}f}" + (
-        f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    )
+    sd = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{sd}"
