@@ -25,8 +25,8 @@ from inco.types import Aggregate, ClientTask, Metrics, ServerState, ServerStep, 
 
 
 class Transform(Protocol):
-    """A change of the update that the server optimizer is about to apply, [P] -> [P], with metrics; randomness from the
-    generator alone.
+    """A change of the update that the server optimizer is about to apply, [P] -> [P], with metrics;
+    randomness from the generator alone.
     """
 
     def __call__(
@@ -117,8 +117,8 @@ class Simulator:
         """Do one round (Algorithm 1 of the paper, with its base algorithm); return its metrics.
 
         Parameters and buffers change only after all clients have succeeded; until the optimizer has
-        stepped, `state.half_applied` is set. Scoring comes after the state has moved on. `last`: score whatever `eval_every` is;
-        `callbacks`: hear of clients alone.
+        stepped, `state.half_applied` is set. Scoring comes after the state has moved on. `last`:
+        score whatever `eval_every` is; `callbacks`: hear of clients alone.
         """
         began = time.perf_counter()
         number = state.round + 1

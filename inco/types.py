@@ -228,8 +228,8 @@ class ServerState:
     """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
     methods' own vectors.
 
-    `half_applied`: it is between two rounds, some of it stepped and some not; what an interruption leaves
-    so is not to be saved.
+    `half_applied`: it is between two rounds, some of it stepped and some not; what an interruption
+    leaves so is not to be saved.
     """
 
     round: int

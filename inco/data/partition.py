@@ -301,7 +301,7 @@ class Fixed(Scheme):
             str, "the file: .npy, .npz or .json; it is checked, and nothing in it is run"
         ],
     ) -> None:
-        if not os.path.isfile(path):
+        if not os.path.isfile(os.path.expanduser(path)):
             raise ConfigError(f"partition.path={path}: no such file")
         self.path = path
 

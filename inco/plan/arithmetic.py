@@ -155,7 +155,7 @@ def share_of_longest(counts: Counts, times: Times, workers: int) -> float:
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of one run: `training`, `server`, `scoring`, `rest` over all its rounds, and `fixed`
-    once a sitting.
+    once a session.
     """
 
     rounds: int
@@ -171,7 +171,7 @@ class Estimate:
         return (self.training + self.server + self.scoring + self.rest) / self.rounds
 
     def seconds(self, rounds: int) -> float:
-        """Return the seconds of a sitting of so many rounds; none where there are none."""
+        """Return the seconds of a session of so many rounds; none where there are none."""
         return self.fixed + rounds * self.a_round if rounds else 0.0
 
 

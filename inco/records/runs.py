@@ -165,11 +165,9 @@ def find(paths: Iterable[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         folders = sorted(_folders(path))
         if not folders:
-            why = (
-                "no run in it: no folder with about.json or metrics.jsonl"
-                if path.is_dir()
-                else "no such folder"
-            )
+            why = "no such folder"
+            if path.is_dir():
+                why = "no run in it: no folder with about.json or metrics.jsonl"
             raise DataError(
                 f"{path}: {why}; give the folders of runs, or one above them, as outputs/"
             )

@@ -54,11 +54,8 @@ def varying(groups: Sequence[Group]) -> list[str]:
     """Return what differs between groups: choices, then settings that differ between groups of the
     same choice.
     """
-    return [
-        key
-        for key in dict.fromkeys(key for one in groups for key in one.facts)
-        if _varies(key, groups)
-    ]
+    keys = dict.fromkeys(key for one in groups for key in one.facts)
+    return [key for key in keys if _varies(key, groups)]
 
 
 def common(groups: Sequence[Group]) -> dict[str, Any]:
@@ -115,10 +112,9 @@ def _label(one: Group, keys: Sequence[str]) -> str:
     for key, short in zip(keys, shorts, strict=True):
         if key in one.facts:
             value = setting(one.facts[key])
+            name = short if shorts.count(short) == 1 else key
             is_choice = "." not in key and isinstance(one.facts[key], str)
-            words.append(
-                value if is_choice else f"{short if shorts.count(short) == 1 else key}={value}"
-            )
+            words.append(value if is_choice else f"{name}={value}")
     return ", ".join(words) or one.runs[0].about.get("group") or one.runs[0].name
 
 

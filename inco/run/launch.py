@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
     """Be rank 0: train, record, and return the summary. `facts`: name, group, tags and command of
     the run, for its record.
 
-    Raises InCoError. What an earlier sitting has recorded stays until this one has trained a round,
+    Raises InCoError. What an earlier session has recorded stays until this one has trained a round,
     or is about to start over.
     """
     from inco.records.record import RunLock, RunRecord, setup_log
@@ -137,8 +137,50 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
         raise AssertionError("the last attempt returns or raises")
 
 
+@contextmanager
+def local_ranks(settings: Mapping[str, Any]) -> Iterator[Ranks]:
+    """Start a run's workers on this machine, and join them as rank 0; `follow` is what they do.
+
+    They are on their way before torch is imported here.
+    """
+    cohort = max(1, int(settings["num_clients"] * settings["sample_ratio"] + 1e-9))
+    engine = settings["engine"]
+    world = how_many(engine["workers"], engine["device"], cohort)
+    # threads beside workers fight for cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # what cuBLAS needs to give equal bits run to run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with local_workers(settings, world) as workers:
+        prepare()  # while the workers do the same
+        from inco.engine.ranks import Ranks
+
+        workers.wait_until_ready()
+        ranks = Ranks.join(0, world, engine["device"], str(workers.store))
+        try:
+            yield ranks
+        except BaseException as error:
+            workers.abandon(error)  # they may wait in a collective that will never come
+            raise
+        finally:
+            ranks.close()
+
+
+@contextmanager
+def torchrun_ranks(settings: Mapping[str, Any], met: Meeting) -> Iterator[Ranks]:
+    """Join the ranks that torchrun has started, as rank 0."""
+    from inco.engine.ranks import Ranks
+
+    ranks = Ranks.join(0, int(os.environ["WORLD_SIZE"]), settings["engine"]["device"], met)
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
 class Session:
-    """One sitting of a run on rank 0: from its last checkpoint, or the start, to its last round or
+    """One session of a run on rank 0: from its last checkpoint, or the start, to its last round or
     an interruption.
     """
 
@@ -171,46 +213,21 @@ class Session:
 
         `met`: where torchrun's ranks meet, if it has started them.
         """
-        if met:
-            return self._lead(int(os.environ["WORLD_SIZE"]), met, None)
-        cohort = max(1, int(self.settings["num_clients"] * self.settings["sample_ratio"] + 1e-9))
-        world = how_many(
-            self.settings["engine"]["workers"], self.settings["engine"]["device"], cohort
-        )
-        # before torch is imported: threads beside workers fight for cores
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        # what cuBLAS needs to give equal bits run to run
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        with local_workers(self.settings, world) as workers:
-            prepare()  # while the workers do the same
-            workers.wait_until_ready()
-            return self._lead(world, str(workers.store), workers.abandon)
+        with torchrun_ranks(self.settings, met) if met else local_ranks(self.settings) as ranks:
+            return self._lead(ranks)
 
-    def _lead(
-        self, world: int, store: str | Meeting, abandon: Callable[[BaseException], None] | None
-    ) -> dict[str, Any]:
+    def _lead(self, ranks: Ranks) -> dict[str, Any]:
         from inco.assembly import assemble
-        from inco.engine.ranks import Ranks
         from inco.records.checkpoint import Checkpoints
 
         self.checkpoints = Checkpoints(self.folder)
-        ranks = Ranks.join(0, world, self.settings["engine"]["device"], store)
-        try:
-            run = assemble(self.settings, ranks)
-            saved = self._saved()
-            state = begin(run, ranks, self.settings, saved)
-            self._take_folder(run, state)
-            self._open(run, ranks, state)
-            self._train(run, ranks, state)
-            return self._finish(run, ranks, state)
-        except BaseException as error:
-            if abandon:
-                abandon(error)  # peers may wait in a collective that will never come
-            raise
-        finally:
-            ranks.close()
+        run = assemble(self.settings, ranks)
+        saved = self._saved()
+        state = begin(run, ranks, self.settings, saved)
+        self._take_folder(run, state)
+        self._open(run, ranks, state)
+        self._train(run, ranks, state)
+        return self._finish(run, ranks, state)
 
     def _saved(self) -> State | None:
         """Return this run's last checkpoint, unless it is to start over."""
@@ -224,7 +241,7 @@ class Session:
         return saved
 
     def _take_folder(self, run: Assembly, state: ServerState) -> None:
-        """Make the folder this sitting's, now that all that it needs has been found: drop what is
+        """Make the folder this session's, now that all that it needs has been found: drop what is
         not of the state's rounds.
         """
         if self.settings["fresh"]:
@@ -379,7 +396,7 @@ class Session:
             ours = self.taken or not self.record.about.exists()
             if self.moved or (ours and self.record.read_summary() is None):
                 self._close(summary, status, 1)
-            else:  # an earlier sitting's summary says more
+            else:  # an earlier session's summary says more
                 self.shown.close(summary, 1)
         except (OSError, InCoError) as second:
             self.log.error("and the summary could not be written: %s", second)

@@ -1,7 +1,7 @@
 """Where a round's time goes: the named stretches of one whole round, and the operations of some
 local steps of the next.
 
-A sitting's first round warms up, its second is timed; of its third, operations are recorded, which
+A session's first round warms up, its second is timed; of its third, operations are recorded, which
 slows it down.
 """
 
@@ -54,7 +54,7 @@ class _Operations(Times):
 
 
 class RoundProfile:
-    """Follows the rounds of one worker of a sitting; `report` is the text so far."""
+    """Follows the rounds of one worker of a session; `report` is the text so far."""
 
     def __init__(self, device: torch.device, rank: int, world: int) -> None:
         self.device = device
@@ -115,12 +115,12 @@ def _table(times: Times, whole: float) -> str:
 def profiled(
     path: Path, device: torch.device, rank: int, world: int
 ) -> Iterator[Callable[[], None]]:
-    """Profile the rounds of a sitting, and keep the report in `path`.
+    """Profile the rounds of a session, and keep the report in `path`.
 
     What is yielded is to be called after each round.
     """
     watching = RoundProfile(device, rank, world)
-    path.unlink(missing_ok=True)  # of a former sitting
+    path.unlink(missing_ok=True)  # of a former session
 
     def finished() -> None:
         before = watching.report

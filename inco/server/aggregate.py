@@ -94,10 +94,11 @@ class Cohort:
         return self._sum([self.weight(t, weighting) for t in self.tasks], part)
 
     def _sum(self, numbers: Sequence[float], part: str = "params", counted: bool = True) -> Tensor:
-        """Return, for each coordinate, the sum of one number per client over the cohort's clients that
-        hold it, float64.
+        """Return, for each coordinate, the sum of one number per client over the cohort's clients
+        that hold it, float64.
 
         `counted`: multiply by `SubModel.importance`.
+
         """
         levels: dict[int, float] = {}
         by_class: dict[int, Tensor] = {}

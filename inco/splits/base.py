@@ -58,7 +58,9 @@ class Split(ABC):
     side_size: int = 0
     masked: bool = False
     weighting: str = "clients"
-    """Whether `SubModel.importance` favours wider clients ("width"), beside the algorithm's weights."""
+    """Whether `SubModel.importance` favours wider clients ("width"), beside the algorithm's
+    weights.
+    """
 
     @abstractmethod
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:

@@ -333,5 +333,7 @@ def test_kinds_that_are_not() -> None:
         lambda: Whole(bn="on", family=FAMILY),
         lambda: Depth([[1, 1]], bn="on", family=FAMILY),
     ):
-        with pytest.raises(ConfigError, match=r"split\.bn=on: must be one of aggregated, static, batch"):
+        with pytest.raises(
+            ConfigError, match=r"split\.bn=on: must be one of aggregated, static, batch"
+        ):
             make()
