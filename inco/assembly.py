@@ -4,9 +4,11 @@ meet.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -109,14 +111,16 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     bad = {re.split(r"[.=:]", problem)[0] for problem in found}
     if bad & {"num_clients", "seed"}:  # which a capacity is given
         bad.add("capacity")
-    builder = _Builder(settings, set(GROUPS) - bad)
-    _build(settings, builder)
-    return found + [problem for problem in builder.problems if problem not in found]
+    sound = frozenset(GROUPS) - bad
+    made, told = _structure_of(json.dumps({g: settings.get(g) for g in _STRUCTURE}), sound)
+    builder = _Builder(settings, sound)
+    _build(settings, builder, made)
+    return found + [problem for problem in (*told, *builder.problems) if problem not in found]
 
 
 def _parts(settings: Mapping[str, Any]) -> Parts:
     builder = _Builder(settings, GROUPS)
-    made = _build(settings, builder)
+    made = _build(settings, builder, _structure(settings, builder))
     if builder.problems:
         raise ConfigError(builder.problems)
     if builder.failed:
@@ -124,8 +128,19 @@ def _parts(settings: Mapping[str, Any]) -> Parts:
     return Parts(**made)
 
 
-def _build(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
-    """Build every part by name; those with problems are None."""
+_STRUCTURE = ("dataset", "model", "split")
+
+
+@lru_cache(maxsize=8)  # points of a sweep share it, and a split takes a second to build
+def _structure_of(text: str, sound: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the structure of settings, given as JSON, and its problems."""
+    settings = json.loads(text)
+    builder = _Builder(settings, sound)
+    return _structure(settings, builder), builder.problems
+
+
+def _structure(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
+    """Build what says which model clients of a level hold; what has problems is None."""
     source = builder.group("dataset")
     model: Any = settings["model"] if builder.is_sound("model") else None
     recipe = builder.attempt(lambda: _recipe(source, model), source, model)
@@ -133,6 +148,15 @@ def _build(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
     classes = source.num_classes if source else None
     family = builder.group("model", shape=shape, num_classes=classes)
     split = builder.group("split", family=family)
+    return {"source": source, "recipe": recipe, "family": family, "split": split}
+
+
+def _build(
+    settings: Mapping[str, Any], builder: _Builder, structure: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build the other parts, and hold all against one another; what has problems is None."""
+    family = structure["family"]
+    split = structure["split"]
     capacity = builder.group(
         "capacity",
         num_clients=settings.get("num_clients"),
@@ -146,10 +170,7 @@ def _build(settings: Mapping[str, Any], builder: _Builder) -> dict[str, Any]:
     builder.attempt(lambda: _check_batches(family, local), family, local)
     builder.attempt(lambda: _check_method(algorithm, local, capacity, split), algorithm, local)
     return {
-        "source": source,
-        "recipe": recipe,
-        "family": family,
-        "split": split,
+        **structure,
         "capacity": capacity,
         "partition": builder.group("partition"),
         "local": local,

@@ -39,7 +39,7 @@ NEEDS = {
         for model in ("resnet", "vit")
         for moon in ("", "_moon")
     },
-    "file": [f"capacity.path={A_FILE}"],
+    "file": [f"capacity.path={Path(__file__).with_name('levels.json')}"],
     "layer": ["model=vit_tiny"],
     "scaffold": ["local=sgd", "local.momentum=0"],
     "fednova": ["local=sgd"],
