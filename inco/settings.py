@@ -13,6 +13,7 @@ annotation uses the names of this module, of `typing`, and Python's own alone.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import math
@@ -47,10 +48,10 @@ class Setting:
 
 
 def read(annotation: str) -> Setting:
-    """Evaluate an annotation. One with names from elsewhere allows any value."""
+    """Return what an annotation says. One with names from elsewhere allows any value."""
     try:
-        found = eval(annotation, {**vars(typing), **globals()})
-    except (NameError, AttributeError, TypeError):
+        found = _value(ast.parse(annotation, mode="eval").body)
+    except (LookupError, TypeError):
         return Setting(Any)
     parts: tuple[Any, ...] = ()
     if typing.get_origin(found) is Annotated:
@@ -62,6 +63,33 @@ def read(annotation: str) -> Setting:
         options = typing.get_args(found)
         return Setting(str, rule or one_of(*options), meaning)
     return Setting(found, rule, meaning)
+
+
+def _value(node: ast.expr) -> Any:
+    """Return the value of an expression of the vocabulary. LookupError for anything else.
+
+    Python's own evaluation would run whatever a file of the user's has there.
+    """
+    match node:
+        case ast.Constant(value):
+            return value
+        case ast.Name(name):
+            return _NAMES[name] if name in _NAMES else globals()[name]
+        case ast.Tuple(elements):
+            return tuple(map(_value, elements))
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _value(left) | _value(right)
+        case ast.Subscript(value, index):
+            return _value(value)[_value(index)]
+        case ast.Call(ast.Name(name), arguments, keywords) if name in _MAKERS:
+            named = {str(k.arg): _value(k.value) for k in keywords}
+            return globals()[name](*map(_value, arguments), **named)
+        case _:
+            raise LookupError(ast.unparse(node))
+
+
+_NAMES = {kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)}
+_MAKERS = ("at_least", "above", "between", "one_of", "many", "null_or")  # of rules
 
 
 def checked(group: str) -> Callable[[Init], Init]:

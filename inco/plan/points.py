@@ -25,6 +25,7 @@ _FREE = (
     "tracker",
     "experiment",
     "debug",
+    "options",  # their settings and classes are there
 )
 # groups whose fractions change numbers, not what is done
 _COARSE = (
@@ -119,13 +120,13 @@ def plan_jobs(conf: Path, words: Sequence[str], config_dir: str | None = None) -
     extra = ["--config-dir", config_dir] if config_dir else []
     note = ""
     try:
-        checked = check(conf, ["-m", *extra, *words])
+        checked = check(conf, ["-m", *extra, *words], deep=False)
     except ConfigError as error:
         words, note = _without_files(words, error)
         try:
-            checked = check(conf, ["-m", *extra, *words])
+            checked = check(conf, ["-m", *extra, *words], deep=False)
         except ConfigError:  # an experiment names the file
-            checked = check(conf, ["-m", *extra, *words, "~partition.path"])
+            checked = check(conf, ["-m", *extra, *words, "~partition.path"], deep=False)
     if checked is None:
         raise ConfigError(
             "a plan is made of overrides alone; leave Hydra's own options (--cfg, --info,"

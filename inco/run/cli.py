@@ -37,7 +37,8 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str], ledger:
     `main` is the Hydra entry, `conf` its folder.
     """
     try:
-        checked = check(conf, argv, deep=False)
+        # a single run finds out while its workers start
+        checked = check(conf, argv, deep="-m" in argv or "--multirun" in argv)
     except InCoError as error:
         print(message(error), file=sys.stderr)
         return error.exit_code

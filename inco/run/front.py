@@ -49,8 +49,8 @@ def check(conf: Path, argv: Sequence[str], deep: bool = True) -> tuple[list[Poin
     """Compose and validate every point of a command line. Returns the points and whether they are a
     sweep.
 
-    `deep`: also tell what is wrong between groups, which imports their classes, and torch. A sweep
-    is looked at so in any case, as is a line with another problem.
+    `deep`: also tell what is wrong between groups, which imports their classes, and torch. A line
+    with another problem is looked at so in any case.
     None where it asks for help or for another configuration. Raises ConfigError with all problems,
     StorageError for a folder.
     """
@@ -81,7 +81,7 @@ def check(conf: Path, argv: Sequence[str], deep: bool = True) -> tuple[list[Poin
             overrides = [*_brought(extra, overrides), *overrides]
         for point in _points(overrides, problems):
             try:
-                points.append(_compose(conf, extra, point, deep or args.multirun))
+                points.append(_compose(conf, extra, point, deep))
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
     if len({point.folder for point in points}) < len(points):
