@@ -107,7 +107,10 @@ def gpus() -> dict[str, Any]:
     """Return the names of the GPUs that torch sees, and the versions of CUDA (or ROCm) and cuDNN;
     nothing without a GPU.
     """
-    import torch
+    try:
+        import torch
+    except ImportError:  # an interruption in the middle of its import cannot be made good
+        return {}
 
     if not torch.cuda.is_available():
         return {}

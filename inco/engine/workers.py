@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from inco.errors import PeerLost, WorkerError
+from inco.errors import InCoError, PeerLost, WorkerError
 
 _POLL_S = 0.2
 # a worker that ends by an error of its own: rank 0 mostly meets the same error, and says it better
@@ -193,8 +193,10 @@ def local_workers(settings: Mapping[str, Any], world: int) -> Iterator[LocalWork
         try:
             yield workers
             workers.close()
-        except (PeerLost, KeyboardInterrupt) as error:
-            if workers.lost is not None:
+        except (Exception, KeyboardInterrupt) as error:
+            # the interruption by a lost worker may surface as another error, as within an import
+            own = isinstance(error, InCoError) and not isinstance(error, PeerLost)
+            if workers.lost is not None and not own:
                 raise workers.lost from error
             raise
         finally:
