@@ -5,6 +5,7 @@ memory or disk.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from inco.config.naming import register
 from inco.errors import ConfigError, InCoError
-from inco.run.front import check
+from inco.run.front import Point, check
 from inco.run.resume import verdict
 
 # costs nothing, or nothing that is measured here
@@ -120,11 +121,11 @@ def plan_jobs(conf: Path, words: Sequence[str], config_dir: str | None = None) -
     extra = ["--config-dir", config_dir] if config_dir else []
     note = ""
     try:
-        checked = check(conf, ["-m", *extra, *words], deep=False)
+        checked = _checked(conf, ["-m", *extra, *words])
     except ConfigError as error:
         words, note = _without_files(words, error)
         try:
-            checked = check(conf, ["-m", *extra, *words], deep=False)
+            checked = _checked(conf, ["-m", *extra, *words])
         except ConfigError:  # an experiment names the file
             checked = check(conf, ["-m", *extra, *words, "~partition.path"], deep=False)
     if checked is None:
@@ -138,6 +139,16 @@ def plan_jobs(conf: Path, words: Sequence[str], config_dir: str | None = None) -
         )
         for point in checked[0]
     ]
+
+
+def _checked(conf: Path, argv: Sequence[str]) -> tuple[list[Point], bool] | None:
+    """Check a command line without torch, and that its partition files are here."""
+    checked = check(conf, argv, deep=False)
+    paths = [point.settings["partition"].get("path") for point in (checked[0] if checked else [])]
+    missing = {path: None for path in paths if path and not os.path.isfile(path)}
+    if missing:
+        raise ConfigError([f"partition.path={path}: no such file" for path in missing])
+    return checked
 
 
 def _without_files(words: Sequence[str], error: ConfigError) -> tuple[list[str], str]:
