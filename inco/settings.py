@@ -262,3 +262,96 @@ ImageSize = Annotated[
     null_or(COUNT),
     "side in pixels that images are resized to; null: the dataset's usual one",
 ]
+Weights = Annotated[
+    Weighting,
+    "how deltas are averaged. examples: in proportion to a client's examples; uniform: all "
+    "clients alike",
+]
+Epochs = Annotated[
+    int,
+    COUNT,
+    "passes over a client's examples a round",
+]
+BatchSize = Annotated[
+    int,
+    COUNT,
+    "examples a step",
+]
+LearningRate = Annotated[
+    float,
+    above(0),
+    "learning rate",
+]
+WeightDecay = Annotated[
+    float,
+    at_least(0),
+    "L2 penalty",
+]
+DropLast = Annotated[
+    bool,
+    "leave out a short last batch, except where it is the only one",
+]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    "of arithmetic; bf16: for forward and backward passes, in scoring too",
+]
+MaxGradNorm = Annotated[
+    float | None,
+    null_or(above(0)),
+    "longer gradients of a batch are scaled down to this norm; null: no clipping",
+]
+NonFinite = Annotated[
+    Literal["stop", "skip"],
+    "what becomes of an upload that is not finite. stop: the run ends, nothing is applied; "
+    "skip: it is left out and counted",
+]
+NoiseScale = Annotated[
+    float,
+    at_least(0),
+    "standard deviation of the noise, in standard deviations of the tensor itself",
+]
+DataRoot = Annotated[
+    str | None,
+    "folder of the datasets; a relative path is taken from the working directory",
+]
+Transforms = Annotated[
+    str,
+    one_of("published", "corrected"),
+    "published: as in the paper's experiments, odd points included; corrected: their mistakes "
+    "repaired",
+]
+TestDropLast = Annotated[
+    int | None,
+    null_or(COUNT),
+    "null: all test images are scored; N: not those of a last batch of N that is not full",
+]
+MinSize = Annotated[
+    int,
+    COUNT,
+    "examples: the draw is repeated until every client has them",
+]
+MaxTries = Annotated[
+    int,
+    COUNT,
+    "draws before giving up with an error",
+]
+Every = Annotated[
+    int,
+    COUNT,
+    "rounds: the first is measured, and each that this divides",
+]
+ServerLearningRate = Annotated[
+    float,
+    above(0),
+    "server learning rate",
+]
+MeanDecay = Annotated[
+    float,
+    between(0, 1, open_high=True),
+    "decay of the mean of updates",
+]
+Adaptivity = Annotated[
+    float,
+    above(0),
+    "degree of adaptivity: the smaller, the more alike are the steps of all coordinates",
+]

@@ -7,11 +7,10 @@ McMahan et al., Communication-Efficient Learning of Deep Networks from Decentral
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
 
 from torch import Tensor
 
-from inco.settings import Weighting, checked
+from inco.settings import Weighting, Weights, checked
 from inco.types import Aggregate, Beside, LocalRun, Output, Plan
 
 
@@ -25,11 +24,7 @@ class Algorithm:
     @checked("algorithm")
     def __init__(
         self,
-        weighting: Annotated[
-            Weighting,
-            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
-            " clients alike",
-        ] = "examples",
+        weighting: Weights = "examples",
     ) -> None:
         self.weighting: Weighting = weighting
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from inco.algorithms.fedavg import Algorithm
-from inco.settings import Weighting, at_least, checked
+from inco.settings import Weights, at_least, checked
 from inco.types import LocalRun
 
 
@@ -27,11 +27,7 @@ class FedProx(Algorithm):
             at_least(0),
             "mu, the weight of mu/2 ||w - w0||^2 in a client's loss; 0 is FedAvg",
         ] = 0.1,
-        weighting: Annotated[
-            Weighting,
-            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
-            " clients alike",
-        ] = "examples",
+        weighting: Weights = "examples",
     ) -> None:
         super().__init__(weighting)
         self.mu = mu

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
-from inco.settings import Weighting, above, at_least, checked
+from inco.settings import Weights, above, at_least, checked
 from inco.types import Beside, LocalRun, Output
 
 
@@ -41,11 +41,7 @@ class Moon(Algorithm):
             "accept capacity=resampled, where the term is left out whenever a client's level has"
             " changed",
         ] = False,
-        weighting: Annotated[
-            Weighting,
-            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
-            " clients alike",
-        ] = "examples",
+        weighting: Weights = "examples",
     ) -> None:
         super().__init__(weighting)
         self.mu = mu

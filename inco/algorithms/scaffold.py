@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
-from inco.settings import Weighting, checked
+from inco.settings import Weighting, Weights, checked
 from inco.types import Aggregate, Beside, LocalRun
 
 
@@ -49,11 +49,7 @@ class Scaffold(Algorithm):
         allow_adam: Annotated[
             bool, "accept option II with Adam or momentum, where it is an approximation"
         ] = False,
-        weighting: Annotated[
-            Weighting,
-            "how deltas are averaged. examples: in proportion to a client's examples; uniform: all"
-            " clients alike",
-        ] = "examples",
+        weighting: Weights = "examples",
     ) -> None:
         super().__init__(weighting)
         self.option = option

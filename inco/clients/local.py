@@ -5,14 +5,25 @@ client.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from inco.settings import COUNT, above, at_least, between, checked, many, null_or
+from inco.settings import (
+    BatchSize,
+    DropLast,
+    Epochs,
+    LearningRate,
+    MaxGradNorm,
+    Precision,
+    WeightDecay,
+    between,
+    checked,
+    many,
+)
 
 
 class Optimizer(Protocol):
@@ -86,25 +97,16 @@ class Adam(Local):
     @checked("local")
     def __init__(
         self,
-        epochs: Annotated[int, COUNT, "passes over a client's examples a round"],
-        batch_size: Annotated[int, COUNT, "examples a step"],
-        lr: Annotated[float, above(0), "learning rate"],
+        epochs: Epochs,
+        batch_size: BatchSize,
+        lr: LearningRate,
         betas: Annotated[
             list[float], many(between(0, 1, open_high=True), 2), "decay of the two moments"
         ] = [0.9, 0.999],  # noqa: B006  # only read
-        weight_decay: Annotated[float, at_least(0), "L2 penalty"] = 0.0,
-        drop_last: Annotated[
-            bool, "leave out a short last batch, except where it is the only one"
-        ] = False,
-        precision: Annotated[
-            Literal["fp32", "bf16"],
-            "of arithmetic; bf16: for forward and backward passes, in scoring too",
-        ] = "fp32",
-        max_grad_norm: Annotated[
-            float | None,
-            null_or(above(0)),
-            "longer gradients of a batch are scaled down to this norm; null: no clipping",
-        ] = None,
+        weight_decay: WeightDecay = 0.0,
+        drop_last: DropLast = False,
+        precision: Precision = "fp32",
+        max_grad_norm: MaxGradNorm = None,
     ) -> None:
         super().__init__(epochs, batch_size, lr, drop_last, precision, max_grad_norm)
         self.betas = (betas[0], betas[1])
@@ -120,23 +122,14 @@ class SGD(Local):
     @checked("local")
     def __init__(
         self,
-        epochs: Annotated[int, COUNT, "passes over a client's examples a round"],
-        batch_size: Annotated[int, COUNT, "examples a step"],
-        lr: Annotated[float, above(0), "learning rate"],
+        epochs: Epochs,
+        batch_size: BatchSize,
+        lr: LearningRate,
         momentum: Annotated[float, between(0, 1, open_high=True), "heavy-ball factor"] = 0.0,
-        weight_decay: Annotated[float, at_least(0), "L2 penalty"] = 0.0,
-        drop_last: Annotated[
-            bool, "leave out a short last batch, except where it is the only one"
-        ] = False,
-        precision: Annotated[
-            Literal["fp32", "bf16"],
-            "of arithmetic; bf16: for forward and backward passes, in scoring too",
-        ] = "fp32",
-        max_grad_norm: Annotated[
-            float | None,
-            null_or(above(0)),
-            "longer gradients of a batch are scaled down to this norm; null: no clipping",
-        ] = None,
+        weight_decay: WeightDecay = 0.0,
+        drop_last: DropLast = False,
+        precision: Precision = "fp32",
+        max_grad_norm: MaxGradNorm = None,
     ) -> None:
         super().__init__(epochs, batch_size, lr, drop_last, precision, max_grad_norm)
         self.momentum = momentum

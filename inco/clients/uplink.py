@@ -7,14 +7,14 @@ pass as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from inco.flat import Layout
 from inco.server.noise import add_noise
-from inco.settings import above, at_least, checked
+from inco.settings import NoiseScale, NonFinite, above, checked
 
 
 class Uplink(Protocol):
@@ -38,11 +38,7 @@ class Clean:
     @checked("uplink")
     def __init__(
         self,
-        nonfinite: Annotated[
-            Literal["stop", "skip"],
-            "what becomes of an upload that is not finite. stop: the run ends, nothing is applied;"
-            " skip: it is left out and counted",
-        ] = "stop",
+        nonfinite: NonFinite = "stop",
     ) -> None:
         self.nonfinite = nonfinite
 
@@ -63,16 +59,8 @@ class Noise:
     @checked("uplink")
     def __init__(
         self,
-        scale: Annotated[
-            float,
-            at_least(0),
-            "standard deviation of the noise, in standard deviations of the tensor itself",
-        ] = 1.0,
-        nonfinite: Annotated[
-            Literal["stop", "skip"],
-            "what becomes of an upload that is not finite. stop: the run ends, nothing is applied;"
-            " skip: it is left out and counted",
-        ] = "stop",
+        scale: NoiseScale = 1.0,
+        nonfinite: NonFinite = "stop",
     ) -> None:
         self.scale = scale
         self.nonfinite = nonfinite
@@ -112,11 +100,7 @@ class Clip:
         max_norm: Annotated[
             float, above(0), "largest Euclidean norm of a whole upload; longer ones are scaled down"
         ] = 1.0,
-        nonfinite: Annotated[
-            Literal["stop", "skip"],
-            "what becomes of an upload that is not finite. stop: the run ends, nothing is applied;"
-            " skip: it is left out and counted",
-        ] = "stop",
+        nonfinite: NonFinite = "stop",
     ) -> None:
         self.max_norm = max_norm
         self.nonfinite = nonfinite

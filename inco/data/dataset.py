@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from inco.data.recipes import Recipe, make_recipe
 from inco.errors import DataError
-from inco.settings import COUNT, checked, null_or, one_of
+from inco.settings import DataRoot, TestDropLast, Transforms, checked
 
 QUICKSTART = "python run.py experiment=quickstart"
 
@@ -59,21 +58,9 @@ class Source(ABC):
     @checked("dataset")
     def __init__(
         self,
-        root: Annotated[
-            str | None,
-            "folder of the datasets; a relative path is taken from the working directory",
-        ] = None,
-        transforms: Annotated[
-            str,
-            one_of("published", "corrected"),
-            "published: as in the paper's experiments, odd points included; "
-            "corrected: their mistakes repaired",
-        ] = "published",
-        test_drop_last: Annotated[
-            int | None,
-            null_or(COUNT),
-            "null: all test images are scored; N: not those of a last batch of N that is not full",
-        ] = None,
+        root: DataRoot = None,
+        transforms: Transforms = "published",
+        test_drop_last: TestDropLast = None,
     ) -> None:
         self.root = root
         self.transforms = transforms

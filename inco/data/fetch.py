@@ -8,7 +8,7 @@ from typing import Annotated
 
 from inco.data.dataset import Expected, Source, missing
 from inco.errors import DataError
-from inco.settings import COUNT, checked, null_or, one_of
+from inco.settings import DataRoot, TestDropLast, Transforms, checked
 
 
 def data_root(root: str | None) -> Path:
@@ -28,26 +28,14 @@ class Downloadable(Source):
     @checked("dataset")
     def __init__(
         self,
-        root: Annotated[
-            str | None,
-            "folder of the datasets; a relative path is taken from the working directory",
-        ] = None,
-        transforms: Annotated[
-            str,
-            one_of("published", "corrected"),
-            "published: as in the paper's experiments, odd points included; "
-            "corrected: their mistakes repaired",
-        ] = "published",
+        root: DataRoot = None,
+        transforms: Transforms = "published",
         download: Annotated[
             bool,
             "true: download through torchvision what is not there; a failed download says what "
             "else can be done",
         ] = False,
-        test_drop_last: Annotated[
-            int | None,
-            null_or(COUNT),
-            "null: all test images are scored; N: not those of a last batch of N that is not full",
-        ] = None,
+        test_drop_last: TestDropLast = None,
     ) -> None:
         super().__init__(root, transforms, test_drop_last)
         self.download = download

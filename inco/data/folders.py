@@ -18,7 +18,7 @@ from inco.data.readers import class_folders, image_files, read_images, write_ato
 from inco.data.sources import CIFAR_CLASSES, Arrays
 from inco.errors import DataError, StorageError
 from inco.seeding import numpy_rng
-from inco.settings import COUNT, between, checked, one_of
+from inco.settings import COUNT, Transforms, between, checked
 
 log = logging.getLogger(__name__)
 
@@ -211,11 +211,7 @@ class ImageFolder(Source):
             between(0, 1, open_low=True, open_high=True),
             "share of each class kept for testing; not used where train/ and test/ exist",
         ] = 0.2,
-        transforms: Annotated[
-            str,
-            one_of("published", "corrected"),
-            "how images are prepared: both are the same for this dataset",
-        ] = "published",
+        transforms: Transforms = "published",
     ) -> None:
         super().__init__(root, transforms)
         self.size = size

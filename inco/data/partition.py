@@ -17,7 +17,7 @@ import numpy as np
 from inco.data.dealing import Partition, deal_counts, even_offsets, group, shard_owner
 from inco.data.partition_file import read_partition
 from inco.errors import ConfigError
-from inco.settings import COUNT, above, checked
+from inco.settings import COUNT, MaxTries, MinSize, above, checked
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,8 @@ class Dirichlet(Scheme):
         alpha: Annotated[
             float, above(0), "concentration; 0.1: one or two classes a client, 100: nearly IID"
         ] = 0.5,
-        min_size: Annotated[
-            int, COUNT, "examples: the draw is repeated until every client has them"
-        ] = 10,
-        max_tries: Annotated[int, COUNT, "draws before giving up with an error"] = 1000,
+        min_size: MinSize = 10,
+        max_tries: MaxTries = 1000,
     ) -> None:
         self.alpha = float(alpha)
         self.min_size = min_size
@@ -204,10 +202,8 @@ class Quantity(Scheme):
     def __init__(
         self,
         beta: Annotated[float, above(0), "concentration of the clients' sizes"] = 0.5,
-        min_size: Annotated[
-            int, COUNT, "examples: the draw is repeated until every client has them"
-        ] = 10,
-        max_tries: Annotated[int, COUNT, "draws before giving up with an error"] = 1000,
+        min_size: MinSize = 10,
+        max_tries: MaxTries = 1000,
     ) -> None:
         self.beta = float(beta)
         self.min_size = min_size

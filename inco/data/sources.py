@@ -14,7 +14,7 @@ from inco.data.dataset import Expected, Source
 from inco.data.fetch import Downloadable, check_md5, data_root
 from inco.data.readers import read_idx, read_npz
 from inco.errors import ConfigError
-from inco.settings import COUNT, at_least, checked, many, one_of
+from inco.settings import COUNT, Transforms, at_least, checked, many
 
 Arrays = tuple[np.ndarray, np.ndarray]
 CIFAR_CLASSES = (
@@ -41,11 +41,7 @@ class Digits(Source):
     @checked("dataset")
     def __init__(
         self,
-        transforms: Annotated[
-            str,
-            one_of("published", "corrected"),
-            "how images are prepared: both are the same for this dataset",
-        ] = "published",
+        transforms: Transforms = "published",
     ) -> None:
         super().__init__(None, transforms)
 
@@ -77,11 +73,7 @@ class Synthetic(Source):
             at_least(0),
             "names the data, apart from the run's seed: runs with other seeds see the same images",
         ] = 0,
-        transforms: Annotated[
-            str,
-            one_of("published", "corrected"),
-            "how images are prepared: both are the same for this dataset",
-        ] = "published",
+        transforms: Transforms = "published",
     ) -> None:
         super().__init__(None, transforms)
         problems = [

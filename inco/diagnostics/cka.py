@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inco.diagnostics import Deltas, NoDiagnostics, Subject
 from inco.diagnostics.similarity import cka, gram
 from inco.errors import ConfigError
-from inco.settings import COUNT, at_least, checked
+from inco.settings import Every, at_least, checked
 from inco.types import ServerStep
 
 
@@ -39,7 +39,7 @@ class CKA(NoDiagnostics):
     @checked("diagnostics")
     def __init__(
         self,
-        every: Annotated[int, COUNT, "rounds: the first is measured, and each that this divides"],
+        every: Every,
         images: Annotated[int, at_least(2), "images of the test set, the same in all rounds"],
         batch: Annotated[
             int, at_least(2), "images that share a Gram matrix; divides the number of images"

@@ -10,7 +10,7 @@ from torch import nn
 from inco.diagnostics import Deltas, NoDiagnostics, Subject
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.gradients import Gradients
-from inco.settings import COUNT, LAYERS, at_least, checked
+from inco.settings import LAYERS, Every, at_least, checked
 from inco.types import ServerStep
 
 
@@ -20,7 +20,7 @@ class Everything(NoDiagnostics):
     @checked("diagnostics")
     def __init__(
         self,
-        every: Annotated[int, COUNT, "rounds: the first is measured, and each that this divides"],
+        every: Every,
         images: Annotated[int, at_least(2), "cka: images of the test set, the same in all rounds"],
         batch: Annotated[
             int, at_least(2), "cka: images that share a Gram matrix; divides the number of images"

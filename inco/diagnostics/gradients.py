@@ -18,7 +18,7 @@ from inco.diagnostics import Deltas, NoDiagnostics, Subject
 from inco.diagnostics.histogram import count, edges
 from inco.errors import ConfigError
 from inco.flat import Layout
-from inco.settings import COUNT, LAYERS, at_least, checked
+from inco.settings import LAYERS, Every, at_least, checked
 from inco.types import Pair, ServerStep
 
 
@@ -34,7 +34,7 @@ class Gradients(NoDiagnostics):
     @checked("diagnostics")
     def __init__(
         self,
-        every: Annotated[int, COUNT, "rounds: the first is measured, and each that this divides"],
+        every: Every,
         layers: Annotated[
             str | list[str],
             LAYERS,

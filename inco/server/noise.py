@@ -13,7 +13,7 @@ from torch import Tensor
 from inco.flat import Layout
 from inco.server.pairs import as_pairs, check_pairs
 from inco.server.transforms import ModelPairs
-from inco.settings import CHOSEN_PAIRS, at_least, checked
+from inco.settings import CHOSEN_PAIRS, NoiseScale, checked
 from inco.types import Pair
 
 
@@ -30,11 +30,7 @@ class AddNoise:
     @checked("transform")
     def __init__(
         self,
-        scale: Annotated[
-            float,
-            at_least(0),
-            "standard deviation of the noise, in standard deviations of the tensor itself",
-        ] = 1.0,
+        scale: NoiseScale = 1.0,
         pairs: Annotated[
             str | list[list[str]], CHOSEN_PAIRS, "pairs of layers whose targets get the noise"
         ] = "official",

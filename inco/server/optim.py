@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from inco.settings import above, between, checked
+from inco.settings import Adaptivity, MeanDecay, ServerLearningRate, between, checked
 
 # Elements at a time: temporaries are so long instead of [P], and stay in a core's cache.
 _BLOCK = 1 << 18
@@ -44,7 +44,7 @@ class SGD:
     @checked("server")
     def __init__(
         self,
-        lr: Annotated[float, above(0), "server learning rate"] = 1.0,
+        lr: ServerLearningRate = 1.0,
         momentum: Annotated[
             float, between(0, 1, open_high=True), "heavy-ball factor; 0 keeps no vector"
         ] = 0.0,
@@ -107,20 +107,14 @@ class Adam(_Adaptive):
     @checked("server")
     def __init__(
         self,
-        lr: Annotated[float, above(0), "server learning rate"] = 0.1,
-        beta1: Annotated[
-            float, between(0, 1, open_high=True), "decay of the mean of updates"
-        ] = 0.9,
+        lr: ServerLearningRate = 0.1,
+        beta1: MeanDecay = 0.9,
         beta2: Annotated[
             float,
             between(0, 1, open_high=True),
             "decay of the mean of squared updates; 1 - beta2 is its pace",
         ] = 0.99,
-        tau: Annotated[
-            float,
-            above(0),
-            "degree of adaptivity: the smaller, the more alike are the steps of all coordinates",
-        ] = 1e-3,
+        tau: Adaptivity = 1e-3,
     ) -> None:
         self.lr = lr
         self.beta1 = beta1
@@ -152,15 +146,9 @@ class Adagrad(_Adaptive):
     @checked("server")
     def __init__(
         self,
-        lr: Annotated[float, above(0), "server learning rate"] = 0.1,
-        beta1: Annotated[
-            float, between(0, 1, open_high=True), "decay of the mean of updates"
-        ] = 0.0,
-        tau: Annotated[
-            float,
-            above(0),
-            "degree of adaptivity: the smaller, the more alike are the steps of all coordinates",
-        ] = 1e-3,
+        lr: ServerLearningRate = 0.1,
+        beta1: MeanDecay = 0.0,
+        tau: Adaptivity = 1e-3,
     ) -> None:
         self.lr = lr
         self.beta1 = beta1
