@@ -39,7 +39,7 @@ from inco.models.base import Family
 from inco.seeding import generator, numpy_rng
 from inco.simulator import Simulator
 from inco.splits.base import Split
-from inco.types import Beside, SubModel
+from inco.types import Beside, SubModel, Upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +231,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
 
     dataset: Dataset = ranks.local_first(parts.source.load)
     partition = _partition(settings, parts, dataset)
-    classes = _classes_held(partition, dataset) if split.masked else None
+    classes = _classes_held(partition, dataset)
     clients = settings["num_clients"], settings["sample_ratio"]
     population = Population(*clients, partition, parts.capacity, split, seed, classes)
     submodels = population.submodels(0)
@@ -273,14 +273,11 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         ranks,
         trainer,
         evaluator,
-        params=split.params,
-        buffers=split.buffers,
-        uploads=algorithm.uploads,
-        buffer_weighting=algorithm.weighting,
+        uploads=_uploads(algorithm, split),
+        sizes={"params": split.params.numel, "buffers": split.buffers.numel},
         population=population.holders(),
         cohort=population.cohort_size,
         flops={level: float(cost.flops) for level, cost in costs.items()},
-        side=split.side_size,
     )
     simulator = Simulator(
         population,
@@ -294,6 +291,16 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         eval_every=settings["eval_every"],
     )
     return Assembly(simulator, dataset, partition, split, costs, trainer, evaluator)
+
+
+def _uploads(algorithm: Algorithm, split: Split) -> dict[str, Upload]:
+    """Return all that is averaged in a round: what the algorithm sends, the buffers, and what the
+    split derives.
+    """
+    weighting = algorithm.weighting
+    # running statistics may be large, and need fewer digits than updates
+    buffers = Upload(weighting, "buffers", limit=2.0**30)
+    return {**algorithm.uploads, "buffers": buffers, **split.uploads(weighting)}
 
 
 def _partition(settings: Mapping[str, Any], parts: Parts, dataset: Dataset) -> Partition:

@@ -8,6 +8,7 @@ each tensor lives in such a vector, a `Slice` which of the P coordinates a clien
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -115,16 +116,41 @@ class Layout:
                 flat.narrow(0, e.offset, e.numel).add_(2.0**-12).trunc_()
 
 
+@dataclass(frozen=True, eq=False)
+class ClassRows:
+    """Entries that belong to one class each (rows of a classifier). A client without that class
+    leaves them out of the average.
+
+    `local`, `place`: positions in the sub-model's and in the server's vector, int64 [k]; `owner`:
+    the class of each, int64 [k].
+    """
+
+    local: Tensor
+    place: Tensor
+    owner: Tensor
+
+
 class Slice:
-    """Which coordinates of a global vector a sub-model holds: local entry k is global entry
-    `index[k]` (int64[n], unique).
+    """Which coordinates of a global vector a sub-model holds, and what each counts in an average:
+    local entry k is global entry `index[k]` (int64[n]). A model's are unique; of another upload
+    several may go to one.
 
     `runs`: the same as (global start, local start, length), or None where they are too many. Where
     there are runs the index is made anew for whoever asks: it is twice as large as the sub-model.
+    `weight`: what each entry counts beside the client's own weight, in (0, 1], float64 [n] (None:
+    1); `rows`: entries that only clients with their class contribute to.
     """
 
-    def __init__(self, layout: Layout, index: Tensor) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        index: Tensor,
+        weight: Tensor | None = None,
+        rows: ClassRows | None = None,
+    ) -> None:
         self.layout = layout
+        self.weight = weight
+        self.rows = rows
         self.runs = _contiguous_runs(index)
         self._index = index if self.runs is None else None
         self._copies: dict[torch.device, Tensor] = {}
@@ -135,6 +161,11 @@ class Slice:
             return self._index
         pieces = [torch.arange(start, start + length) for start, _, length in self.runs or ()]
         return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+
+    @classmethod
+    def span(cls, start: int, stop: int) -> Slice:
+        """Take all entries from `start` on and before `stop`."""
+        return cls(Layout([Entry("entries", (stop - start,), 0)]), torch.arange(start, stop))
 
     @classmethod
     def by_name(cls, whole: Layout, part: Layout, prefix: str = "") -> Slice:
@@ -181,8 +212,23 @@ class Slice:
             out.narrow(0, local, length).copy_(vector.narrow(0, start, length))
         return out
 
-    def add(self, vector: Tensor, value: float) -> None:
-        """Add a number to every held coordinate of a global vector [P]."""
+    def counting(self, weight: Tensor | None = None, rows: ClassRows | None = None) -> Slice:
+        """Return the same coordinates, with what each of them counts."""
+        counted = copy.copy(self)
+        counted.weight = weight
+        counted.rows = rows
+        return counted
+
+    def add(self, vector: Tensor, value: float, weighted: bool = True) -> None:
+        """Add a number to every held coordinate of a global vector [P].
+
+        `weighted`: times what the coordinate counts.
+        """
+        if weighted and self.weight is not None:
+            vector.index_add_(
+                0, self.index_on(vector.device), self.weight.to(vector.device) * value
+            )
+            return
         if self.runs is None:
             vector[self.index_on(vector.device)] += value
             return

@@ -155,7 +155,7 @@ class Simulator:
 
             # 3. the server steps; buffers take the mean of their holders
             self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
-            state.b = torch.where(aggregate.buffers_covered, aggregate.buffers, state.b)
+            state.b = torch.where(aggregate.buffers_covered, aggregate.mean["buffers"], state.b)
             self.population.split.buffers.truncate_counters(state.b)
             if self.algorithm.stateful:
                 self.engine.trainer.store.advance(number, [t.client for t in tasks])

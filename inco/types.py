@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,42 +48,38 @@ class Pair:
     reference: str
 
 
-@dataclass(frozen=True, eq=False)
-class ClassRows:
-    """Parameters that belong to one class each (rows of a classifier). A client without that class
-    leaves them out of the average.
+@dataclass(frozen=True)
+class Upload:
+    """One of the vectors that clients send. The server averages it entry by entry, over the clients
+    that hold the entry.
 
-    `local`, `place`: positions in the sub-model's and in the server's vector, int64 [k]; `owner`:
-    the class of each, int64 [k].
+    `weighting`: what a client counts; `entries`: the parameters or the buffers of the client's
+    model, or a number of entries of its own (1: a single number), all of which every client sends
+    unless its sub-model `holds` fewer; `limit`: the largest value that can be summed. Sums are made
+    in steps of 2**-62 of that.
     """
 
-    local: Tensor
-    place: Tensor
-    owner: Tensor
+    weighting: Weighting = "examples"
+    entries: Literal["params", "buffers"] | int = "params"
+    limit: float = 2.0**22  # a delta that large has diverged
 
 
-@dataclass(frozen=True, eq=False)
-class SideSum:
-    """A stretch of a client's delta that is also averaged apart, over the clients of its level
-    alone.
+Vectors = Mapping[str, Tensor]
+"""A client's uploads by name, each of the entries that it holds."""
 
-    Delta entries `start` to `start + length` count `factor` times in the side vector's entries from
-    `into` on.
-    """
 
-    start: int
-    into: int
-    length: int
-    factor: float
+def nothing_derived(vectors: Vectors) -> Vectors:
+    """Return no uploads beside the algorithm's, as most sub-models do."""
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
 class SubModel:
     """The model that clients of one level hold, and which global coordinates it is.
 
-    `objective`: the loss of a batch; `class_rows`: parameters that only clients with their class
-    contribute to; `importance`: what each coordinate counts beside the client's weight, in (0, 1],
-    float64 [n] (None: 1); `side`: what is averaged over this level alone, for the split's own use.
+    `objective`: the loss of a batch; `derive`: the split's own uploads, which the server makes from
+    the algorithm's as they arrive; `holds`: which entries of an upload they are, where clients do
+    not hold all.
     """
 
     level: int  # 0 is the smallest
@@ -92,9 +88,19 @@ class SubModel:
     params: Slice
     buffers: Slice
     objective: Objective = cross_entropy
-    class_rows: ClassRows | None = None
-    importance: Tensor | None = None
-    side: tuple[SideSum, ...] = ()
+    derive: Callable[[Vectors], Vectors] = nothing_derived
+    holds: Mapping[str, Slice] = field(default_factory=dict)
+
+    def held(self, upload: Upload, name: str = "") -> Slice:
+        """Return which entries of an upload's vector at the server clients of this level send.
+
+        `name`: of an upload with entries of its own.
+        """
+        if upload.entries == "params":
+            return self.params
+        if upload.entries == "buffers":
+            return self.buffers
+        return self.holds[name] if name in self.holds else Slice.span(0, upload.entries)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class ClientTask:
     round: int
     level: int
     examples: Tensor  # int64[m]: positions in the training set
-    classes: Tensor | None = None  # bool [classes]: those that its examples have
+    classes: Tensor | None = None  # bool [classes]: those that its examples have; None: all
 
 
 @dataclass
@@ -141,13 +147,10 @@ class LocalRun:
 
 @dataclass(frozen=True, eq=False)
 class ClientResult:
-    """What a client sends back: `vectors` by name [n], buffers after training, and a few
-    numbers.
-    """
+    """What a client sends back: its uploads, buffers after training among them, and two numbers."""
 
     task: ClientTask
-    vectors: Mapping[str, Tensor]
-    buffers: Tensor
+    vectors: Vectors
     loss: float  # mean training loss over the examples seen
     steps: int
 
@@ -173,21 +176,19 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """A round's uploads, averaged per coordinate over the clients that hold it.
+    """A round's uploads, averaged per entry over the clients that hold it.
 
-    `mean`: by upload name, [P], zero where nobody holds the coordinate; `covered`: bool [P];
-    `buffers`: [B], the mean of the holders' buffers; `buffers_covered`: bool [B]; `clients`: one
-    row a client in cohort order; `participation()`: of each coordinate's holders in the population,
-    the share that took part, |S_p| / N_p, [P]; `side`: means of the sub-models' side sums, [Q].
+    `mean`: by upload name, zero where nobody holds the entry: [P] for parameters, [B] for
+    "buffers"; `covered`: coordinates that somebody holds, bool [P]; `buffers_covered`: bool [B];
+    `clients`: one row per client in cohort order; `participation()`: of each coordinate's holders
+    in the population, the share that took part, |S_p| / N_p, [P].
     """
 
     mean: Mapping[str, Tensor]
     covered: Tensor
-    buffers: Tensor
     buffers_covered: Tensor
     clients: tuple[ClientRow, ...]
     participation: Callable[[], Tensor]
-    side: Tensor | None = None
 
 
 class Beside(NamedTuple):

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from inco.callbacks import EachRound
 from inco.config.naming import plain, register
+from inco.types import Upload, Weighting
 
 register()
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,15 @@ WIDE_VIT = tuple(o for o in TINY_VIT if not o.startswith(("model.dim", "model.he
 
 
 BASES = {"narrow": TINY, "wide": WIDE, "narrow-vit": TINY_VIT, "wide-vit": WIDE_VIT}
+
+
+def uploads_of(buffers: Weighting = "examples", **weightings: Weighting) -> dict[str, Upload]:
+    """Return uploads of parameters with these weightings (the delta's by examples, if it is not
+    named), and that of buffers.
+    """
+    named = {"delta": "examples"} | weightings
+    uploads = {name: Upload(weighting) for name, weighting in named.items()}
+    return uploads | {"buffers": Upload(buffers, "buffers", limit=2.0**30)}
 
 
 def thinned(*axes: Sequence[Any]) -> list[Any]:

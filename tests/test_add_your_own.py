@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inco.assembly import assemble
 from inco.engine.ranks import Ranks
-from inco.errors import ConfigError, DataError
+from inco.errors import ConfigError, DataError, WorkerError
 from inco.run.front import check
 
 PAGE = (ROOT / "docs" / "add_your_own.md").read_text()
@@ -115,7 +115,7 @@ def moved(split: Any, before: Tensor, after: Tensor) -> set[str]:
 
 def test_every_block_is_a_whole_short_file_with_a_name() -> None:
     named = [text for language, text in BLOCKS if language]
-    assert len(FILES) == len(named) == 15 and len(COMMANDS) == 11
+    assert len(FILES) == len(named) == 17 and len(COMMANDS) == 12
     for text in named:
         assert re.match(r"# [\w/]+\.(py|yaml)\n", text) and len(text.splitlines()) <= 50
     for name, text in FILES.items():
@@ -254,6 +254,57 @@ def test_fedcm_mixes_in_the_last_step(lab: Path) -> None:
     steps = assembly.simulator.engine.trainer.steps(12)  # 60 examples among 5 clients
     assert steps == 2 and torch.allclose(state.algorithm["count"], torch.full_like(before, 2.0))
     assert torch.allclose(state.w - before, first, atol=1e-6) and first.abs().max() > 1e-4
+
+
+def test_fedexp_takes_the_step_of_its_formula(lab: Path) -> None:
+    """From the deltas of a round's clients, trained anew by FedAvg; noise changes the deltas and
+    leaves the number alone.
+    """
+    settings = (
+        "split=stage",
+        "transform=none",
+        "local=sgd",
+        "local.lr=0.5",
+        "partition=labels",
+        "partition.classes_per_client=1",
+        "rounds=1",
+    )
+    state, rows, _ = run(lab, "algorithm=fedexp", *settings)
+    plain, others, fedavg = run(lab, "algorithm=fedavg", "algorithm.weighting=uniform", *settings)
+    first = fedavg.simulator.start(0)
+    squares = []
+    for task in fedavg.simulator.population.tasks(1):
+        sub = fedavg.split.submodel(task.level, 1)
+        delta = fedavg.trainer(task, sub, first.w, first.b, {}).vectors["delta"]
+        squares.append(delta.double().square().sum().item())
+    mean = plain.w.double() - first.w.double()
+    step = max(1, sum(squares) / len(squares) / (2 * (mean.square().sum().item() + 1e-3)))
+    assert step > 1.01
+    torch.testing.assert_close(state.w.double(), first.w + step * mean, rtol=0, atol=1e-6)
+    numbers = 4 * len(squares)
+    assert rows[0]["comm/up_bytes"] == others[0]["comm/up_bytes"] + numbers
+
+
+def test_numbers_pass_the_uplink_as_they_are(lab: Path) -> None:
+    settings = ("algorithm=fedexp", "transform=none")
+    clean = build(lab, *settings)
+    noisy = build(lab, *settings, "uplink=noise")
+    sent = []
+    for assembly in (clean, noisy):
+        start = assembly.simulator.start(0)
+        task = assembly.simulator.population.tasks(1)[0]
+        sub = assembly.split.submodel(task.level, 1)
+        sent.append(assembly.trainer(task, sub, start.w, start.b, {}).vectors)
+    assert torch.equal(sent[0]["square"], sent[1]["square"])
+    assert not torch.equal(sent[0]["delta"], sent[1]["delta"])
+
+
+def test_uploads_that_are_not_as_declared_are_refused(lab: Path) -> None:
+    assembly = build(lab, "algorithm=fedexp")
+    algorithm = assembly.simulator.algorithm
+    algorithm.local_end = lambda run: {"delta": run.w - run.w0, "square": run.w}
+    with pytest.raises(WorkerError, match=r"uploads of these sizes: .*'square': \d+.*'square': 1}"):
+        assembly.simulator.round(assembly.simulator.start(0))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from inco.settings import Weighting, Weights, checked
-from inco.types import Aggregate, Beside, LocalRun, Output, Plan
+from inco.types import Aggregate, Beside, LocalRun, Output, Plan, Upload
 
 
 class Algorithm:
@@ -29,9 +29,12 @@ class Algorithm:
         self.weighting: Weighting = weighting
 
     @property
-    def uploads(self) -> Mapping[str, Weighting]:
-        """The vectors that clients send, and how each is averaged."""
-        return {"delta": self.weighting}
+    def uploads(self) -> Mapping[str, Upload]:
+        """The vectors that clients send, and how each is averaged.
+
+        The buffers of their models are sent beside them, weighted by `weighting`.
+        """
+        return {"delta": Upload(self.weighting)}
 
     downloads: tuple[str, ...] = ()
     """Vectors of the server that clients read, and receive with the model."""
@@ -78,7 +81,7 @@ class Algorithm:
         """Act after each optimizer step; `run.steps` counts it already."""
 
     def local_end(self, run: LocalRun) -> dict[str, Tensor]:
-        """Return the client's uploads, [n] each."""
+        """Return the client's uploads, [n] each unless declared otherwise."""
         return {"delta": run.w - run.w0}
 
     def server_update(self, server: dict[str, Tensor], aggregate: Aggregate) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from inco.algorithms.fedavg import Algorithm
-from inco.settings import Weighting, Weights, checked
-from inco.types import Aggregate, Beside, LocalRun
+from inco.settings import Weights, checked
+from inco.types import Aggregate, Beside, LocalRun, Upload
 
 
 class Scaffold(Algorithm):
@@ -57,8 +57,8 @@ class Scaffold(Algorithm):
         self.allow_adam = allow_adam
 
     @property
-    def uploads(self) -> dict[str, Weighting]:
-        return {"delta": self.weighting, "dc": "uniform"}
+    def uploads(self) -> dict[str, Upload]:
+        return {"delta": Upload(self.weighting), "dc": Upload("uniform")}
 
     def conflicts(self, beside: Beside) -> Iterator[str]:
         if self.option == "II" and not self.allow_adam and (beside.adaptive or beside.momentum):

@@ -39,11 +39,12 @@ def level_cost(sub: SubModel, shape: tuple[int, int, int], algorithm: Algorithm)
     """Count what a level costs on images of a shape [C, H, W] with an algorithm."""
     params = sub.params.layout.numel
     buffers = sub.buffers.layout.numel
+    sent = [sub.held(upload, name).layout.numel for name, upload in algorithm.uploads.items()]
     train_flops, heads = _count(sub, shape, training=True)
     return LevelCost(
         params,
         _BYTES * (params * (1 + len(algorithm.downloads)) + buffers),
-        _BYTES * (params * len(algorithm.uploads) + buffers),
+        _BYTES * (sum(sent) + buffers),
         forward_flops(sub, shape) if heads > 1 else train_flops,
         train_flops,
     )

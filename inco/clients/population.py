@@ -22,7 +22,8 @@ class Population:
     """`num_clients` N clients, of which `sample_ratio` take part in a round: floor(N * ratio), at
     least one.
 
-    `has`: bool [N, classes], which classes a client has examples of, for splits that ask for it.
+    `has`: bool [N, classes], which classes a client has examples of; None where only the plan of a
+    run is asked for.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Population:
 
     def _task(self, client: int, round: int) -> ClientTask:
         examples = torch.from_numpy(self.partition.examples(client))
+        level = self.capacity.level(client, round)
         classes = None if self.has is None else self.has[client]
-        return ClientTask(client, round, self.capacity.level(client, round), examples, classes)
+        return ClientTask(client, round, level, examples, classes)
 
     @property
     def moving(self) -> bool:
@@ -65,20 +67,17 @@ class Population:
 
     def holders(self) -> Holders:
         """Return who holds what in the population."""
-        by_class: dict[int, Tensor] = {}
+        sizes = self.capacity.sizes()
         if self.moving:
-            anybody = None if self.has is None else self.has.double().sum(0)
-            return Holders(
-                self.capacity.sizes(), anybody=float(self.num_clients), anybody_by_class=anybody
-            )
-        if self.has is not None:
-            levels = torch.tensor(
-                [self.capacity.level(client, 0) for client in range(self.num_clients)]
-            )
-            by_class = {
-                level: self.has[levels == level].double().sum(0) for level in self.capacity.levels
-            }
-        return Holders(self.capacity.sizes(), by_class)
+            has = None if self.has is None else self.has.double().sum(0)
+            return Holders(sizes, anybody=float(self.num_clients), anybody_by_class=has)
+        if self.has is None:
+            return Holders(sizes)
+        levels = torch.tensor([self.capacity.level(n, 0) for n in range(self.num_clients)])
+        by_class = {
+            level: self.has[levels == level].double().sum(0) for level in self.capacity.levels
+        }
+        return Holders(sizes, by_class)
 
     def submodels(self, round: int, levels: Sequence[int] | None = None) -> dict[int, SubModel]:
         """Return the sub-model of each level that clients can hold."""

@@ -155,13 +155,28 @@ class Trainer:
             captured,
         )
         with span("upload"):
-            bound.read_buffers()
-            vectors = self.uplink(
-                self.algorithm.local_end(run), sub.params.layout, self._stream("uplink", task)
-            )
+            buffers = bound.read_buffers()
+            vectors = {**self._uploads(run, sub), "buffers": buffers}
             if self.algorithm.stateful:
                 self.store.save(task, sub, run.state)
-        return ClientResult(task, vectors, bound.b, float(loss), run.steps)
+        return ClientResult(task, {**vectors, **sub.derive(vectors)}, float(loss), run.steps)
+
+    def _uploads(self, run: LocalRun, sub: SubModel) -> dict[str, Tensor]:
+        """Return the algorithm's uploads as they arrive at the server.
+
+        Raises ValueError where they are not what it declares.
+        """
+        declared = self.algorithm.uploads
+        sent = self.algorithm.local_end(run)
+        wanted = {name: sub.held(upload, name).layout.numel for name, upload in declared.items()}
+        found = {name: vector.numel() for name, vector in sent.items()}
+        if found != wanted:
+            raise ValueError(
+                f"local_end returns uploads of these sizes: {found}; `uploads` declares {wanted}"
+            )
+        of_parameters = {n: v for n, v in sent.items() if declared[n].entries == "params"}
+        stream = self._stream("uplink", run.task)
+        return {**sent, **self.uplink(of_parameters, sub.params.layout, stream)}
 
     def put_back(self, task: ClientTask, sub: SubModel) -> None:
         """Let the client that was trained last keep the vectors that it had before: its upload is

@@ -1,8 +1,4 @@
-"""What happens to an upload on its way to the server.
-
-Uploads are vectors of the client's whole layout, and bare numbers in vectors of one element, which
-pass as they are.
-"""
+"""What happens to uploads of parameters on their way to the server; others pass as they are."""
 
 from __future__ import annotations
 
@@ -69,10 +65,7 @@ class Noise:
     def __call__(
         self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
-        return {
-            name: self._noisy(v, layout, generator) if _whole(v, layout) else v
-            for name, v in vectors.items()
-        }
+        return {name: self._noisy(v, layout, generator) for name, v in vectors.items()}
 
     def _noisy(self, vector: Tensor, layout: Layout, generator: torch.Generator) -> Tensor:
         new = torch.empty_like(vector)
@@ -109,13 +102,9 @@ class Clip:
     def __call__(
         self, vectors: Mapping[str, Tensor], layout: Layout, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
-        return {name: self._clipped(v) if _whole(v, layout) else v for name, v in vectors.items()}
+        return {name: self._clipped(v) for name, v in vectors.items()}
 
     def _clipped(self, vector: Tensor) -> Tensor:
         # squares of a diverged client overflow float32
         norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
         return vector * (self.max_norm / norm).clamp(max=1).to(vector.dtype)
-
-
-def _whole(vector: Tensor, layout: Layout) -> bool:
-    return vector.numel() == layout.numel and vector.numel() > 1

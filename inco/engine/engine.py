@@ -19,11 +19,11 @@ from inco.engine.ranks import Ranks
 from inco.errors import InCoError, NumericError, PeerLost
 from inco.evaluation.evaluator import Evaluator, Score
 from inco.fast.schedule import assign
-from inco.flat import BoundModel, Layout
+from inco.flat import BoundModel
 from inco.server.aggregate import Cohort, Holders
 from inco.server.sums import RoundSums
 from inco.spans import span
-from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Weighting
+from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Upload
 
 Observe = Callable[[int, int, int, nn.Module, Callable[[], Mapping[str, Tensor]]], None]
 """Called with the position in the cohort, the client (-1: the server), its level and model, and
@@ -43,10 +43,9 @@ def _deltas(bound: BoundModel, sub: SubModel, w: Tensor) -> Mapping[str, Tensor]
 class Engine:
     """Maps clients over ranks and reduces their uploads; scores levels over ranks.
 
-    `params`, `buffers`: layouts of the server's vectors; `uploads`: the algorithm's, with their
-    weighting; `buffer_weighting`: that of buffers; `population`: who holds what in it; `cohort`:
-    clients a round; `flops`: cost of one image's forward pass by level; `side`: entries of the
-    split's side sums.
+    `uploads`: what clients send, by name; `sizes`: P and B, as "params" and "buffers";
+    `population`: who holds what in it; `cohort`: clients in a round; `flops`: cost of one image's
+    forward pass by level.
     """
 
     def __init__(
@@ -54,26 +53,20 @@ class Engine:
         ranks: Ranks,
         trainer: Trainer,
         evaluator: Evaluator,
-        params: Layout,
-        buffers: Layout,
-        uploads: Mapping[str, Weighting],
-        buffer_weighting: Weighting,
+        uploads: Mapping[str, Upload],
+        sizes: Mapping[str, int],
         population: Holders,
         cohort: int,
         flops: Mapping[int, float],
-        side: int = 0,
     ) -> None:
         self.ranks = ranks
         self.trainer = trainer
         self.evaluator = evaluator
         self.flops = flops
         self.uploads = uploads
-        self.buffer_weighting = buffer_weighting
+        self.sizes = sizes
         self.population = population
-        self._sizes = (params.numel, buffers.numel)
-        self._sums = RoundSums(
-            list(uploads), params.numel, buffers.numel, cohort, ranks.device, side
-        )
+        self._sums = RoundSums(uploads, sizes, cohort, ranks.device)
 
     def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
         """Return the positions in the cohort that each rank trains."""
@@ -88,10 +81,9 @@ class Engine:
             steps,
             submodels,
             self.uploads,
-            self.buffer_weighting,
+            self.sizes,
             self.population,
             momentum,
-            *self._sizes,
             self.ranks.device,
         )
 
@@ -154,13 +146,7 @@ class Engine:
         """
         try:
             with span("exact sum"):
-                self._sums.add(
-                    position,
-                    result,
-                    sub,
-                    cohort.shares(result.task),
-                    cohort.share(result.task, cohort.buffer_weighting),
-                )
+                self._sums.add(position, result, sub, cohort.shares(result.task))
         except NumericError:
             if self.trainer.uplink.nonfinite != "skip":
                 raise

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from inco.errors import ConfigError
 from inco.fast.shapes import shapes_only
-from inco.flat import Layout, Slice, layouts_of
+from inco.flat import ClassRows, Layout, Slice, layouts_of
 from inco.models.base import PLAIN, Family, Form, fresh, relative
-from inco.settings import BatchNorm, BatchNormImages, checked
-from inco.types import Aggregate, ClassRows, Objective, Pair, SubModel, cross_entropy
+from inco.settings import BatchNorm, BatchNormImages, Weighting, checked
+from inco.types import Aggregate, Objective, Pair, SubModel, Upload, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Split(ABC):
 
     `names`: short names of the levels, smallest first; `params`, `buffers`: layouts of the server's
     vectors, [P] and [B]; `moving`: whether what a level holds changes from round to round; `norm`:
-    how BatchNorm is scored; `side_size`: entries Q of the vector in which sub-models' side sums are
-    averaged; `masked`: whether tasks are to say which classes a client has.
+    how BatchNorm is scored.
     """
 
     names: tuple[str, ...]
@@ -55,10 +54,8 @@ class Split(ABC):
     buffers: Layout
     moving: bool = False
     norm: Norm = Norm()
-    side_size: int = 0
-    masked: bool = False
     weighting: str = "clients"
-    """Whether `SubModel.importance` favours wider clients ("width"), beside the algorithm's
+    """Whether a coordinate counts more where its layer is wider ("width"), beside the algorithm's
     weights.
     """
 
@@ -80,6 +77,13 @@ class Split(ABC):
 
     def taps(self, level: int) -> Mapping[str, str]:
         """Return the named activations of a level's model: tap -> module; none by default."""
+        return {}
+
+    def uploads(self, weighting: Weighting) -> Mapping[str, Upload]:
+        """Return the split's own uploads, which its sub-models `derive`; none by default.
+
+        `weighting`: the algorithm's.
+        """
         return {}
 
     def init_server(self) -> dict[str, Tensor]:

@@ -5,9 +5,10 @@ from the next larger size's layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,21 +16,54 @@ from torch import Tensor
 from inco.errors import ConfigError
 from inco.flat import Entry, Layout, Slice
 from inco.models.base import Family
-from inco.settings import BatchNorm, BatchNormImages, BlocksOrPublished, between, checked
+from inco.settings import (
+    BatchNorm,
+    BatchNormImages,
+    BlocksOrPublished,
+    Weighting,
+    between,
+    checked,
+)
 from inco.splits.base import Norm, Split
 from inco.splits.depth import Depth, depth_table
-from inco.types import Aggregate, Pair, SideSum, SubModel
+from inco.types import Aggregate, Pair, SubModel, Upload, Vectors
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A tensor of a level's last block: where it lies at the server, where its momentum lies in the
-    side vector, and its size.
+class Momentum(NamedTuple):
+    """The momentum of one tensor of a level's last block: where it comes from and where it goes.
+
+    `place`: where the tensor starts among the server's parameters; `start`: where its momentum
+    starts in m; `numel`: its size; `blocks`: where its namesakes start in the next larger level's
+    delta.
     """
 
     place: int
-    side: int
+    start: int
     numel: int
+    blocks: tuple[int, ...]
+
+
+def blocks_of(momenta: Sequence[Momentum], vectors: Vectors) -> Vectors:
+    """Return what the server keeps of a client's delta for the next smaller level: the blocks of
+    each momentum, one after the other.
+    """
+    delta = vectors["delta"]
+    blocks = [delta.narrow(0, start, m.numel) for m in momenta for start in m.blocks]
+    return {"m": torch.cat(blocks) if blocks else delta.new_empty(0)}
+
+
+def averaged_in(momenta: Sequence[Momentum]) -> Slice:
+    """Return where these blocks go: those of a momentum to the same entries, of which each is then
+    their mean.
+    """
+    pieces = [m for m in momenta for _ in m.blocks]
+    index = [torch.arange(m.start, m.start + m.numel) for m in pieces]
+    weight = [torch.full((m.numel,), 1 / len(m.blocks), dtype=torch.float64) for m in pieces]
+    size = sum(m.numel for m in pieces)
+    layout = Layout([Entry("blocks", (size,), 0)])
+    if not pieces:
+        return Slice(layout, torch.empty(0, dtype=torch.int64))
+    return Slice(layout, torch.cat(index), torch.cat(weight))
 
 
 class Inclusive(Split):
@@ -81,7 +115,7 @@ class Inclusive(Split):
         self.params = self._layout([s.params.layout for s in cuts])
         self.buffers = self._layout([s.buffers.layout for s in cuts])
         self._submodels = [self._own(s) for s in cuts]
-        self.lessons = self._teach()
+        self._find_momenta()
 
     def _last(self, level: int) -> set[str]:
         return {
@@ -119,53 +153,41 @@ class Inclusive(Split):
         renamed = Layout(replace(e, name=self._place(level, e.name)) for e in part.entries.values())
         return Slice(part, Slice.by_name(whole, renamed).index)
 
-    def _teach(self) -> list[Lesson]:
-        """Find what each level learns from the next, and note in the larger one's sub-model what it
-        has to tell.
-        """
-        lessons = []
-        used = 0
-        for level in range(len(self._table) - 1):
-            mine = self._submodels[level].params.layout
-            theirs = self._submodels[level + 1].params.layout
-            told = []
-            for name, blocks in self._lessons(level):
-                e = mine.entries[name]
-                held = [
-                    theirs.entries[other]
-                    for other in blocks
-                    if theirs.entries[other].shape == e.shape
-                ]
-                if held:
-                    lessons.append(
-                        Lesson(self.params.entries[self._place(level, name)].offset, used, e.numel)
-                    )
-                    told += [SideSum(other.offset, used, e.numel, 1 / len(held)) for other in held]
-                    used += e.numel
-            self._submodels[level + 1] = replace(self._submodels[level + 1], side=tuple(told))
-        self.side_size = used
-        return lessons
+    def _find_momenta(self) -> None:
+        """Let each level's sub-model derive the momentum of the next smaller level."""
+        self.momenta: list[Momentum] = []
+        self._size = 0  # of m
+        for level, sub in enumerate(self._submodels):
+            mine = list(self._momenta(level - 1, self._size)) if level else []
+            self._submodels[level] = replace(
+                sub, derive=partial(blocks_of, mine), holds={"m": averaged_in(mine)}
+            )
+            self.momenta += mine
+            self._size += sum(m.numel for m in mine)
 
-    def _lessons(self, level: int) -> Iterator[tuple[str, list[str]]]:
-        """Yield each tensor of a level's last blocks with its namesakes in the next level's blocks
-        from there on.
+    def _momenta(self, level: int, start: int) -> Iterator[Momentum]:
+        """Yield what a level learns from the next: each tensor of its last blocks, from the
+        namesakes of equal shape in the next level's blocks from there on.
+
+        `start`: where the first one's momentum starts.
         """
-        for group, kept, larger in zip(
-            self.family.blocks, self._table[level], self._table[level + 1], strict=True
-        ):
+        mine = self._submodels[level].params.layout
+        theirs = self._submodels[level + 1].params.layout
+        counts = zip(self.family.blocks, self._table[level], self._table[level + 1], strict=True)
+        for group, kept, larger in counts:
             prefix = f"{group}.{kept - 1}."
-            for name in self._submodels[level].params.layout.entries:
-                if name.startswith(prefix):
-                    role = name.removeprefix(prefix)
-                    others = [f"{group}.{b}.{role}" for b in range(kept - 1, larger)]
-                    yield (
-                        name,
-                        [
-                            o
-                            for o in others
-                            if o in self._submodels[level + 1].params.layout.entries
-                        ],
-                    )
+            for name, e in mine.entries.items():
+                if not name.startswith(prefix):
+                    continue
+                role = name.removeprefix(prefix)
+                others = [
+                    theirs.entries.get(f"{group}.{b}.{role}") for b in range(kept - 1, larger)
+                ]
+                blocks = tuple(o.offset for o in others if o is not None and o.shape == e.shape)
+                if blocks:
+                    place = self.params.entries[self._place(level, name)].offset
+                    yield Momentum(place, start, e.numel, blocks)
+                    start += e.numel
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
         w, b = self._shared.initial(seed)
@@ -182,18 +204,20 @@ class Inclusive(Split):
     def submodel(self, level: int, round: int) -> SubModel:
         return self._submodels[level]
 
+    def uploads(self, weighting: Weighting) -> Mapping[str, Upload]:
+        return {"m": Upload(weighting, self._size)}
+
     def init_server(self) -> dict[str, Tensor]:
-        return {"m": torch.zeros(self.side_size)}
+        return {"m": torch.zeros(self._size)}
 
     def server_update(
         self, server: dict[str, Tensor], update: Tensor, aggregate: Aggregate
     ) -> Tensor:
-        assert aggregate.side is not None
-        for lesson in self.lessons:
-            own = update.narrow(0, lesson.place, lesson.numel)
-            m = server["m"].narrow(0, lesson.side, lesson.numel)
+        for each in self.momenta:
+            own = update.narrow(0, each.place, each.numel)
+            m = server["m"].narrow(0, each.start, each.numel)
             own.copy_(distilled(own, m, self.beta))
-        server["m"] = aggregate.side
+        server["m"] = aggregate.mean["m"]
         return update  # what nobody holds is zeroed by the simulator, whoever teaches it
 
     def taps(self, level: int) -> Mapping[str, str]:

@@ -149,15 +149,11 @@ class WidthSplit(Relatives):
 
     def _make(self, level: int, phase: int) -> SubModel:
         sub = super()._make(level, phase)
-        if self.masked:
-            sub = replace(sub, class_rows=class_rows(sub.params))
-        return (
-            sub
-            if self.weighting == "clients"
-            else replace(sub, importance=self._importance(sub.params))
-        )
+        weight = self._shares(sub.params) if self.weighting == "width" else None
+        rows = class_rows(sub.params) if self.masked else None
+        return replace(sub, params=sub.params.counting(weight, rows))
 
-    def _importance(self, params: Slice) -> Tensor:
+    def _shares(self, params: Slice) -> Tensor:
         """Each weight's share of its layer's output channels, float64 [n]: what a client's
         coordinates count.
         """

@@ -19,7 +19,7 @@ from inco.algorithms.fedprox import FedProx
 from inco.algorithms.moon import Moon
 from inco.algorithms.scaffold import Scaffold
 from inco.errors import ConfigError
-from inco.types import Aggregate, ClientTask, LocalRun, Weighting
+from inco.types import Aggregate, ClientTask, LocalRun, Upload, Weighting
 
 
 def f64(*values: float) -> Tensor:
@@ -43,9 +43,7 @@ def run_of(
 
 
 def aggregate_of(covered: Tensor, participation: Tensor, **mean: Tensor) -> Aggregate:
-    return Aggregate(
-        mean, covered, torch.zeros(0), torch.zeros(0, dtype=torch.bool), (), lambda: participation
-    )
+    return Aggregate(mean, covered, torch.zeros(0, dtype=torch.bool), (), lambda: participation)
 
 
 def close(found: Tensor | float, expected: Sequence[float] | float, within: float = 5e-9) -> None:
@@ -355,11 +353,11 @@ def test_settings_that_are_refused(make: Callable[[], object], named: str) -> No
 
 def test_what_each_sends_and_reads() -> None:
     assert Scaffold(weighting="examples").uploads == {
-        "delta": "examples",
-        "dc": "uniform",
+        "delta": Upload("examples"),
+        "dc": Upload("uniform"),
     } and Scaffold.downloads == ("c",)
     assert (
-        FedDyn().uploads == {"delta": "uniform"}
+        FedDyn().uploads == {"delta": Upload("uniform")}
         and FedNova.planned == ("tau_eff",)
         and FedNova.downloads == ()
     )

@@ -9,6 +9,7 @@ from itertools import product
 
 import pytest
 import torch
+from support import uploads_of
 from torch import Tensor, nn
 
 from inco.callbacks import Callback
@@ -25,7 +26,7 @@ from inco.fast.schedule import assign
 from inco.flat import Layout, Slice
 from inco.seeding import generator, numpy_rng, seed_for
 from inco.server.aggregate import Holders
-from inco.types import ClientResult, ClientTask, Output, SubModel, Weighting
+from inco.types import ClientResult, ClientTask, Output, SubModel
 
 
 @pytest.mark.parametrize(
@@ -161,13 +162,8 @@ class Fake:
         self.trained.append(task.client)
         if task.client in self.fail:
             raise self.fail[task.client]
-        return ClientResult(
-            task,
-            {"delta": torch.full((8,), float(task.client))},
-            torch.empty(0),
-            task.client / 8,
-            task.client,
-        )
+        sent = {"delta": torch.full((8,), float(task.client)), "buffers": torch.empty(0)}
+        return ClientResult(task, sent, task.client / 8, task.client)
 
     def steps(self, examples: int) -> int:
         return 10 * examples
@@ -177,19 +173,9 @@ def engine(trainer: Fake) -> Engine:
     test = Images(torch.randint(256, (30, 1, 2, 2), dtype=torch.uint8), torch.arange(30) % 2)
     evaluator = Evaluator(ModelPool(SGD(1, 4, 0.1), "cpu"), test, Transform([Normalise()]), [0], 0)
     one = Ranks(0, 1, torch.device("cpu"))
-    uploads: dict[str, Weighting] = {"delta": "examples"}
-    return Engine(
-        one,
-        trainer,
-        evaluator,
-        LAYOUT,
-        Layout([]),
-        uploads,
-        "examples",
-        Holders({0: 12}),
-        3,
-        {0: 2.0},
-    )  # type: ignore[arg-type]
+    sizes = {"params": LAYOUT.numel, "buffers": 0}
+    holders = Holders({0: 12})
+    return Engine(one, trainer, evaluator, uploads_of(), sizes, holders, 3, {0: 2.0})  # type: ignore[arg-type]
 
 
 def test_a_round_of_one_rank() -> None:
@@ -229,7 +215,7 @@ def test_what_is_known_before_a_round() -> None:
         0.5,
     ) and not trainer.trained
     assert torch.equal(cohort.participation(), torch.full((8,), 0.25))
-    assert (cohort.uploads, cohort.buffer_weighting) == ({"delta": "examples"}, "examples")
+    assert cohort.uploads == uploads_of()
 
 
 def test_failures_name_their_client_and_leave_nothing() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import uploads_of
 from torch import Tensor
 
 from inco.clients.capacity import Capacity, FiveLevels, Fixed, Resampled, Table
@@ -19,7 +20,7 @@ from inco.flat import Layout, Slice
 from inco.models.resnet import ResNetFamily
 from inco.server.aggregate import Cohort, Holders
 from inco.splits.depth import Depth
-from inco.types import ClientTask, SubModel, Weighting
+from inco.types import ClientTask, SubModel, Upload, Weighting
 
 P, B = 30, 6
 WEIGHTINGS: tuple[Weighting, ...] = ("examples", "uniform")
@@ -54,10 +55,9 @@ def cohort(levels: Sequence[int], examples: Sequence[int]) -> Cohort:
         ClientTask(7 * k, 2, level, torch.arange(n))
         for k, (level, n) in enumerate(zip(levels, examples, strict=True))
     ]
-    uploads: dict[str, Weighting] = {"delta": "examples", "control": "uniform"}
-    return Cohort(
-        tasks, range(len(tasks)), SUBS, uploads, "examples", Holders(POPULATION), 0.9, P, B
-    )
+    uploads = uploads_of(control="uniform")
+    sizes = {"params": P, "buffers": B}
+    return Cohort(tasks, range(len(tasks)), SUBS, uploads, sizes, Holders(POPULATION), 0.9)
 
 
 def drawn(seed: int, levels: Sequence[int] = (0, 1, 2)) -> tuple[Cohort, list[float]]:
@@ -173,7 +173,7 @@ def test_coverage_one_by_one(seed: int) -> None:
                 sum(w for w, mine in zip(weights, held, strict=True) if p in mine)
                 for p in range(total)
             ]
-            assert plan.coverage(weighting, part).tolist() == expected
+            assert plan.coverage(Upload(weighting, part)).tolist() == expected
 
 
 def test_the_whole_population_takes_part() -> None:
@@ -188,17 +188,10 @@ def test_the_whole_population_takes_part() -> None:
     subs = {level: split.submodel(level, 1) for level in groups.levels}
     for clients, share in ((range(45), 1.0), (range(0, 45, 5), 0.2)):
         tasks = [ClientTask(c, 1, groups.level(c, 1), torch.arange(1)) for c in clients]
-        numbers = (split.params.numel, split.buffers.numel)
-        plan = Cohort(
-            tasks,
-            [1] * len(tasks),
-            subs,
-            {"delta": "uniform"},
-            "uniform",
-            Holders(groups.sizes()),
-            0.0,
-            *numbers,
-        )
+        sizes = {"params": split.params.numel, "buffers": split.buffers.numel}
+        uploads = uploads_of(delta="uniform")
+        holders = Holders(groups.sizes())
+        plan = Cohort(tasks, [1] * len(tasks), subs, uploads, sizes, holders, 0.0)
         assert torch.equal(plan.participation(), torch.full((split.params.numel,), share))
 
 

@@ -10,17 +10,21 @@ from fractions import Fraction
 
 import pytest
 import torch
+from support import uploads_of
 from torch import Tensor
 
 from inco.errors import NumericError
 from inco.flat import Layout, Slice
 from inco.server.aggregate import Cohort, Holders
 from inco.server.optim import Average
-from inco.server.sums import BUFFER_STEPS, PARAM_STEPS, RoundSums
+from inco.server.sums import RoundSums
 from inco.types import ClientResult, ClientTask, SubModel, Weighting
 
 P, B = 40, 9
+SIZES = {"params": P, "buffers": B}
 UPLOADS: dict[str, Weighting] = {"delta": "examples", "control": "uniform"}
+PARAM_STEPS = 2.0**40
+BUFFER_STEPS = 2.0**32
 
 
 def no_model() -> torch.nn.Module:
@@ -60,12 +64,11 @@ def clients(count: int, seed: int = 0, levels: Sequence[int] = (0, 1, 2)) -> lis
         vectors = {
             name: torch.randn(len(sub.params.index), generator=stream) * scale for name in UPLOADS
         }
-        buffers = torch.rand(len(sub.buffers.index), generator=stream) * 100
+        vectors["buffers"] = torch.rand(len(sub.buffers.index), generator=stream) * 100
         out.append(
             ClientResult(
                 ClientTask(3 * c, 5, level, torch.arange(examples)),
                 vectors,
-                buffers,
                 float(scale) / 3,
                 c + 1,
             )
@@ -82,30 +85,22 @@ def cohort_of(
         [r.task for r in results],
         [r.steps for r in results],
         subs,
-        UPLOADS,
-        buffers,
+        uploads_of(buffers, **UPLOADS),
+        SIZES,
         Holders(dict.fromkeys(subs, 9)),
         0.0,
-        P,
-        B,
     )
 
 
 def add(sums: RoundSums, cohort: Cohort, position: int, result: ClientResult) -> None:
     task = result.task
-    sums.add(
-        position,
-        result,
-        cohort.submodels[task.level],
-        cohort.shares(task),
-        cohort.share(task, cohort.buffer_weighting),
-    )
+    sums.add(position, result, cohort.submodels[task.level], cohort.shares(task))
 
 
 def summed(
     cohort: Cohort, results: Sequence[ClientResult], positions: Sequence[int] | None = None
 ) -> RoundSums:
-    sums = RoundSums(list(UPLOADS), P, B, len(results))
+    sums = RoundSums(cohort.uploads, SIZES, len(results))
     for position in range(len(results)) if positions is None else positions:
         add(sums, cohort, position, results[position])
     return sums
@@ -169,9 +164,10 @@ def test_means_are_those_of_rational_arithmetic(count: int, buffers: Weighting) 
         nearest(sums.vectors[name], holders, PARAM_STEPS)
         assert found.covered.tolist() == [c > 0 for c in exact_mean(holders, P)[1]]
     holders = [
-        (s.buffers, r.buffers, n) for s, r, n in zip(subs, results, weights[buffers], strict=True)
+        (s.buffers, r.vectors["buffers"], n)
+        for s, r, n in zip(subs, results, weights[buffers], strict=True)
     ]
-    close(found.buffers, holders, BUFFER_STEPS)
+    close(found.mean["buffers"], holders, BUFFER_STEPS)
     assert found.buffers_covered.tolist() == [c > 0 for c in exact_mean(holders, B)[1]]
 
 
@@ -183,7 +179,7 @@ def test_what_nobody_holds_is_zero_and_stays() -> None:
         nobody[LEVELS[level].params.index] = False
     assert 4 < nobody.sum() < P and torch.equal(found.covered, ~nobody)
     assert all(
-        torch.equal(mean[nobody], torch.zeros(int(nobody.sum()))) for mean in found.mean.values()
+        torch.equal(found.mean[name][nobody], torch.zeros(int(nobody.sum()))) for name in UPLOADS
     )
     w = torch.randn(P)
     moved = w.clone()
@@ -202,17 +198,11 @@ def test_long_slices_are_summed_whole(index: Tensor) -> None:
     """Longer than what is worked on at once, on the path of runs and on that of an index."""
     sub = SubModel(0, "long", no_model, Slice(layout(len(index), "w"), index), LEVELS[0].buffers)
     assert (sub.params.runs is None) == (index[0] != 11)
-    sums, values = (
-        RoundSums(["delta"], 90_000, 3, 1),
-        torch.randint(-1000, 1000, (len(index),)).float(),
-    )
-    sums.add(
-        0,
-        ClientResult(clients(1)[0].task, {"delta": values}, torch.zeros(3), 0.0, 1),
-        sub,
-        {"delta": 0.25},
-        1.0,
-    )
+    sums = RoundSums(uploads_of(), {"params": 90_000, "buffers": 3}, 1)
+    values = torch.randint(-1000, 1000, (len(index),)).float()
+    sent = {"delta": values, "buffers": torch.zeros(3)}
+    shares = {"delta": 0.25, "buffers": 1.0}
+    sums.add(0, ClientResult(clients(1)[0].task, sent, 0.0, 1), sub, shares)
     expected = torch.zeros(90_000, dtype=torch.float64).index_copy_(0, index, values.double() / 4)
     assert torch.equal(sums.vectors["delta"].double() / PARAM_STEPS, expected)
 
@@ -246,9 +236,7 @@ def test_any_division_gives_the_same_bits(workers: int) -> None:
         for part in reversed(parts[1:]):
             whole.total += part.total
         found = cohort.average(whole)
-        assert all(torch.equal(found.mean[n], alone.mean[n]) for n in UPLOADS) and torch.equal(
-            found.buffers, alone.buffers
-        )
+        assert all(torch.equal(found.mean[n], alone.mean[n]) for n in cohort.uploads)
         assert found.clients == alone.clients and torch.equal(found.covered, alone.covered)
 
 
@@ -267,18 +255,12 @@ def test_large_cohort() -> None:
     )
     values = torch.randn(n, 4, generator=torch.Generator().manual_seed(0)) * 1e-3
     tasks = [ClientTask(c, 1, 0, torch.empty(1 + c % 7)) for c in range(n)]
-    cohort = Cohort(
-        tasks, [1] * n, {0: sub}, {"delta": "examples"}, "examples", Holders({0: n}), 0.0, 4, 0
-    )
-    sums = RoundSums(["delta"], 4, 0, n)
+    sizes = {"params": 4, "buffers": 0}
+    cohort = Cohort(tasks, [1] * n, {0: sub}, uploads_of(), sizes, Holders({0: n}), 0.0)
+    sums = RoundSums(cohort.uploads, sizes, n)
     for c, task in enumerate(tasks):
-        sums.add(
-            c,
-            ClientResult(task, {"delta": values[c]}, torch.empty(0), 0.0, 1),
-            sub,
-            cohort.shares(task),
-            1.0,
-        )
+        sent = {"delta": values[c], "buffers": torch.empty(0)}
+        sums.add(c, ClientResult(task, sent, 0.0, 1), sub, cohort.shares(task))
     weights = torch.tensor([len(t.examples) for t in tasks], dtype=torch.float64)
     exact = [
         math.fsum((weights * values[:, k].double()).tolist()) / weights.sum().item()
@@ -314,23 +296,15 @@ def test_published_vector_t3() -> None:
         small.buffers,
     )
     tasks = [ClientTask(0, 1, 0, torch.arange(9)), ClientTask(1, 1, 1, torch.arange(4))]
-    cohort = Cohort(
-        tasks,
-        [1, 1],
-        {0: small, 1: large},
-        {"delta": "uniform"},
-        "uniform",
-        Holders({0: 1, 1: 1}),
-        0.0,
-        4,
-        2,
-    )
-    sums = RoundSums(["delta"], 4, 2, 2)
+    sizes = {"params": 4, "buffers": 2}
+    uploads = uploads_of("uniform", delta="uniform")
+    holders = Holders({0: 1, 1: 1})
+    cohort = Cohort(tasks, [1, 1], {0: small, 1: large}, uploads, sizes, holders, 0.0)
+    sums = RoundSums(uploads, sizes, 2)
     for k, (values, stats) in enumerate((([1.0, 3], [5.0, 1.5]), ([3.0, 5, 2], [8.0, 2.5]))):
-        result = ClientResult(
-            tasks[k], {"delta": torch.tensor(values)}, torch.tensor(stats), 0.0, 1
-        )
-        sums.add(k, result, cohort.submodels[k], cohort.shares(tasks[k]), 0.5)
+        sent = {"delta": torch.tensor(values), "buffers": torch.tensor(stats)}
+        result = ClientResult(tasks[k], sent, 0.0, 1)
+        sums.add(k, result, cohort.submodels[k], cohort.shares(tasks[k]))
     found = cohort.average(sums)
     assert found.mean["delta"].tolist() == [2, 4, 2, 0] and found.covered.tolist() == [
         True,
@@ -338,9 +312,9 @@ def test_published_vector_t3() -> None:
         True,
         False,
     ]
-    assert found.buffers.tolist() == [6.5, 2.0]
-    server.truncate_counters(found.buffers)
-    assert found.buffers.tolist() == [6.0, 2.0]
+    assert found.mean["buffers"].tolist() == [6.5, 2.0]
+    server.truncate_counters(found.mean["buffers"])
+    assert found.mean["buffers"].tolist() == [6.0, 2.0]
 
 
 def test_published_vector_t7() -> None:
@@ -362,30 +336,18 @@ def test_published_vector_t7() -> None:
     }
     for number, table in expected.items():
         tasks = [ClientTask(level, 1, level, torch.arange(2)) for level in range(number)]
-        cohort = Cohort(
-            tasks,
-            [1] * number,
-            subs,
-            {"W": "uniform"},
-            "uniform",
-            Holders(dict.fromkeys(subs, 1)),
-            0.0,
-            16,
-            3,
-        )
-        sums = RoundSums(["W"], 16, 3, number)
+        sizes = {"params": 16, "buffers": 3}
+        uploads = uploads_of("uniform", delta="uniform")
+        holders = Holders(dict.fromkeys(subs, 1))
+        cohort = Cohort(tasks, [1] * number, subs, uploads, sizes, holders, 0.0)
+        sums = RoundSums(uploads, sizes, number)
         for k, value in enumerate((8.0, 3.0, 1.0)[:number]):
-            result = ClientResult(
-                tasks[k],
-                {"W": torch.full((len(subs[k].params.index),), value)},
-                torch.zeros(3),
-                0.0,
-                1,
-            )
-            sums.add(k, result, subs[k], cohort.shares(tasks[k]), 1 / number)
+            delta = torch.full((len(subs[k].params.index),), value)
+            result = ClientResult(tasks[k], {"delta": delta, "buffers": torch.zeros(3)}, 0.0, 1)
+            sums.add(k, result, subs[k], cohort.shares(tasks[k]))
         found = cohort.average(sums)
         assert torch.allclose(
-            found.mean["W"].view(4, 4), torch.tensor(table, dtype=torch.float32), rtol=1e-6
+            found.mean["delta"].view(4, 4), torch.tensor(table, dtype=torch.float32), rtol=1e-6
         )
         assert torch.equal(found.covered.view(4, 4), torch.tensor(table) > 0)
 
@@ -396,19 +358,14 @@ def test_equal_counters_stay_in_a_large_cohort() -> None:
         0, "tiny", no_model, Slice(layout(1, "w"), torch.arange(1)), Slice(stats, torch.arange(1))
     )
     tasks = [ClientTask(c, 1, 0, torch.arange(1)) for c in range(n)]
-    cohort = Cohort(
-        tasks, [1] * n, {0: sub}, {"delta": "uniform"}, "uniform", Holders({0: n}), 0.0, 1, 1
-    )
-    sums = RoundSums(["delta"], 1, 1, n)
+    sizes = {"params": 1, "buffers": 1}
+    uploads = uploads_of("uniform", delta="uniform")
+    cohort = Cohort(tasks, [1] * n, {0: sub}, uploads, sizes, Holders({0: n}), 0.0)
+    sums = RoundSums(uploads, sizes, n)
     for c, task in enumerate(cohort.tasks):
-        sums.add(
-            c,
-            ClientResult(task, {"delta": torch.zeros(1)}, torch.ones(1), 0.0, 1),
-            sub,
-            cohort.shares(task),
-            1 / n,
-        )
-    found = cohort.average(sums).buffers
+        sent = {"delta": torch.zeros(1), "buffers": torch.ones(1)}
+        sums.add(c, ClientResult(task, sent, 0.0, 1), sub, cohort.shares(task))
+    found = cohort.average(sums).mean["buffers"]
     stats.truncate_counters(found)
     assert found.tolist() == [1.0]
 
@@ -463,16 +420,13 @@ def test_skipped_clients_are_as_if_they_had_not_been_there() -> None:
         sums.skip(out)
     left = [r for k, r in enumerate(results) if k not in (1, 4)]
     found, expected = cohort.average(sums), (alone := cohort_of(left)).average(summed(alone, left))
-    for name in UPLOADS:
+    for name in cohort.uploads:
         assert torch.allclose(found.mean[name], expected.mean[name], rtol=1e-6, atol=1e-9)
-    assert (
-        torch.allclose(found.buffers, expected.buffers, rtol=1e-6)
-        and found.clients == expected.clients
-    )
+    assert found.clients == expected.clients
     assert torch.equal(found.covered, expected.covered) and torch.equal(
         found.participation(), expected.participation()
     )
-    none = RoundSums(list(UPLOADS), P, B, 9)
+    none = RoundSums(cohort.uploads, SIZES, 9)
     for position in range(9):
         none.skip(position)
     nobody = cohort.average(none)
@@ -481,12 +435,12 @@ def test_skipped_clients_are_as_if_they_had_not_been_there() -> None:
 
 def test_bad_buffers_are_named_and_large_good_ones_are_not() -> None:
     results = clients(2, levels=(2,))
-    results[0].buffers[0] = results[1].buffers[0] = 2.0**29
+    for result in results:
+        result.vectors["buffers"][0] = 2.0**29
     cohort = cohort_of(results)
-    assert cohort.average(summed(cohort, results)).buffers[0].item() == pytest.approx(
-        2.0**29, rel=1e-7
-    )
-    results[1].buffers[4] = 2.0**30
+    found = cohort.average(summed(cohort, results)).mean["buffers"]
+    assert found[0].item() == pytest.approx(2.0**29, rel=1e-7)
+    results[1].vectors["buffers"][4] = 2.0**30
     with pytest.raises(
         NumericError,
         match=(

@@ -20,7 +20,7 @@ from inco.flat import Layout, layouts_of
 from inco.models.base import fresh
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
-from inco.splits.inclusive import Inclusive, distilled
+from inco.splits.inclusive import Inclusive, Momentum, averaged_in, blocks_of, distilled
 
 STAGES = [[1, 1, 1, 1], [1, 1, 2, 2], [2, 2, 2, 2], [2, 2, 3, 3], [3, 3, 3, 3]]
 NAMES = ("resnet10", "resnet14", "resnet18", "resnet22", "resnet26")
@@ -196,27 +196,25 @@ def test_what_a_level_is_told() -> None:
     beyond it, where shapes are equal.
     """
     split = Inclusive(family=RESNET)
-    lessons = {lesson.side: lesson for lesson in split.lessons}
-    told: dict[str, list[tuple[str, float]]] = {}
+    taught: dict[str, list[str]] = {}
     by_place = {e.offset: name for name, e in split.params.entries.items()}
     for level in range(5):
-        layout = split.submodel(level, 1).params.layout
-        names = {e.offset: name for name, e in layout.entries.items()}
-        for s in split.submodel(level, 1).side:
-            target = by_place[lessons[s.into].place]
-            assert (
-                target.startswith(f"{level - 1}-")
-                and s.length == lessons[s.into].numel == split.params.entries[target].numel
-            )
-            told.setdefault(target, []).append((names[s.start], s.factor))
-    assert not split.submodel(0, 1).side, "nobody learns from the smallest"
-    assert len(told) == len(split.lessons) and split.side_size == sum(
-        lesson.numel for lesson in split.lessons
-    )
-    assert {t for t in told} == {
+        sub = split.submodel(level, 1)
+        names = {e.offset: name for name, e in sub.params.layout.entries.items()}
+        held = sub.holds["m"].index.tolist()
+        for each in split.momenta:
+            if each.start in held:
+                target = by_place[each.place]
+                assert target.startswith(f"{level - 1}-")
+                assert each.numel == split.params.entries[target].numel
+                taught[target] = [names[start] for start in each.blocks]
+    assert not len(split.submodel(0, 1).holds["m"].index), "nobody learns from the smallest"
+    assert len(taught) == len(split.momenta)
+    assert split.init_server()["m"].shape == (sum(each.numel for each in split.momenta),)
+    assert taught.keys() == {
         n for n in split.params.entries if "/" in n and "fc." not in n and not n.startswith("4-")
     }
-    for target, sources in told.items():
+    for target, sources in taught.items():
         level, bare = int(target[0]), target.rpartition("/")[2]
         stage, _, role = bare.split(".", 2)
         first, last = (
@@ -229,9 +227,22 @@ def test_what_a_level_is_told() -> None:
             expected = expected[:1]
         if role.startswith("downsample"):
             expected = expected[:1]
-        assert [n for n, _ in sources] == expected and {f for _, f in sources} == {
-            1 / len(expected)
-        }
+        assert sources == expected
+
+
+def test_what_is_kept_of_a_delta() -> None:
+    """The mean over the blocks of each momentum, which may overlap."""
+    delta = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    momenta = [Momentum(place=0, start=0, numel=2, blocks=(0, 3)), Momentum(9, 2, 1, (1,))]
+    kept, where = blocks_of(momenta, {"delta": delta})["m"], averaged_in(momenta)
+    assert kept.tolist() == [1.0, 2.0, 8.0, 16.0, 2.0]
+    total = torch.zeros(3, dtype=torch.float64)
+    total.index_add_(0, where.index, kept * where.weight)
+    assert total.tolist() == [4.5, 9.0, 2.0]
+    count = torch.zeros(3, dtype=torch.float64)
+    where.add(count, 7.0)
+    assert count.tolist() == [7.0, 7.0, 7.0]
+    assert blocks_of([], {"delta": delta})["m"].shape == averaged_in([]).index.shape == (0,)
 
 
 # --- real rounds
@@ -312,26 +323,26 @@ def test_momentum_is_the_next_levels_update_of_the_round_before(overrides: tuple
     """m of rounds 1 and 2, and what each level's own blocks move by in both: G, then beta m + (1 -
     beta) G.
     """
-    told = story(*overrides)
-    split, beta = told.run.split, 0.5 if "split.beta=0.5" in overrides else 0.2
-    by_place = {lesson.place: lesson for lesson in split.lessons}
-    assert not told.m[0].any() and told.m[1].any()
+    tale = story(*overrides)
+    split, beta = tale.run.split, 0.5 if "split.beta=0.5" in overrides else 0.2
+    by_place = {each.place: each for each in split.momenta}
+    assert not tale.m[0].any() and tale.m[1].any()
     former: dict[int, dict[str, Tensor]] = {}
     seen = 0
     for number in (1, 2):
-        updates = sent(told.run, number, told.w[number - 1], told.b[number - 1])
-        assert set(updates) == told.levels(number)
-        step = told.w[number] - told.w[number - 1]
+        updates = sent(tale.run, number, tale.w[number - 1], tale.b[number - 1])
+        assert set(updates) == tale.levels(number)
+        step = tale.w[number] - tale.w[number - 1]
         for level in range(5):
             for name in own_blocks(split, level):
                 place = f"{level}-{split.names[level]}/{name}"
-                lesson = by_place.get(split.params.entries[place].offset)
-                assert (lesson is None) == (level == 4), "the largest learns from nobody"
-                if lesson is not None:
+                each = by_place.get(split.params.entries[place].offset)
+                assert (each is None) == (level == 4), "the largest learns from nobody"
+                if each is not None:
                     expected = momentum(updates, level, name).expand(
                         split.params.entries[place].shape
                     )
-                    m = told.m[number].narrow(0, lesson.side, lesson.numel)
+                    m = tale.m[number].narrow(0, each.start, each.numel)
                     e = split.submodel(level, 1).params.layout.entries[name]
                     # as vectors store them
                     mine = (
@@ -359,17 +370,16 @@ def test_a_level_that_was_not_there_teaches_nothing() -> None:
     """Its m is zero, though it had one before; its own tensors and statistics stay; the shared ones
     go on.
     """
-    told = story(*SOME)
-    split: Inclusive = told.run.split
+    tale = story(*SOME)
+    split: Inclusive = tale.run.split
     checked = 0
     for number in (1, 2):
-        away = set(range(5)) - told.levels(number)
+        away = set(range(5)) - tale.levels(number)
         assert away
         for level in away:
-            for s in split.submodel(level, 1).side:
-                assert not told.m[number][s.into : s.into + s.length].any()
+            assert not tale.m[number][split.submodel(level, 1).holds["m"].index].any()
             prefix = f"{level}-{split.names[level]}/"
-            for layout, vectors in ((split.params, told.w), (split.buffers, told.b)):
+            for layout, vectors in ((split.params, tale.w), (split.buffers, tale.b)):
                 for name in layout.entries:
                     if name.startswith(prefix):
                         assert torch.equal(
@@ -377,16 +387,13 @@ def test_a_level_that_was_not_there_teaches_nothing() -> None:
                             layout.view(vectors[number - 1], name),
                         ), name
                         checked += 1
-        for level in told.levels(number) - {0}:
-            assert any(
-                told.m[number][s.into : s.into + s.length].any()
-                for s in split.submodel(level, 1).side
-            )
+        for level in tale.levels(number) - {0}:
+            assert tale.m[number][split.submodel(level, 1).holds["m"].index].any()
         assert not torch.equal(
-            split.params.view(told.w[number], "conv1.weight"),
-            split.params.view(told.w[number - 1], "conv1.weight"),
+            split.params.view(tale.w[number], "conv1.weight"),
+            split.params.view(tale.w[number - 1], "conv1.weight"),
         )
-    assert checked and told.levels(1) != told.levels(2)
+    assert checked and tale.levels(1) != tale.levels(2)
 
 
 def test_beta_weighs_what_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,8 +403,8 @@ def test_beta_weighs_what_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
     taught, plain = story("split.beta=0.5"), Story("split.beta=0.0")
     split: Inclusive = taught.run.split
     learning = torch.zeros(split.params.numel, dtype=torch.bool)
-    for lesson in split.lessons:
-        learning[lesson.place : lesson.place + lesson.numel] = True
+    for each in split.momenta:
+        learning[each.place : each.place + each.numel] = True
     one, other = taught.w[1] - taught.w[0], plain.w[1] - plain.w[0]
     assert torch.equal(taught.w[1][~learning], plain.w[1][~learning])
     torch.testing.assert_close(one[learning], other[learning] / 2, rtol=1e-3, atol=1e-6)
@@ -413,12 +420,12 @@ def test_beta_weighs_what_is_taught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shared_tensors_are_means_over_all_their_holders() -> None:
     """And never taught: a shared block is some larger level's, not this one's last."""
-    told = story(*SOME)
-    split: Inclusive = told.run.split
-    updates = sent(told.run, 1, told.w[0], told.b[0])
+    tale = story(*SOME)
+    split: Inclusive = tale.run.split
+    updates = sent(tale.run, 1, tale.w[0], tale.b[0])
     weights = {
         level: sum(
-            len(t.examples) for t in told.run.simulator.population.tasks(1) if t.level == level
+            len(t.examples) for t in tale.run.simulator.population.tasks(1) if t.level == level
         )
         for level in range(5)
     }
@@ -435,7 +442,7 @@ def test_shared_tensors_are_means_over_all_their_holders() -> None:
         mean = sum(updates[level][name] * weights[level] for level in who) / sum(
             weights[level] for level in who
         )
-        moved = split.params.view(told.w[1] - told.w[0], name)
+        moved = split.params.view(tale.w[1] - tale.w[0], name)
         torch.testing.assert_close(moved.double(), torch.as_tensor(mean), rtol=1e-3, atol=1e-6)
     assert True in several
 
@@ -444,13 +451,13 @@ def test_a_vit_learns_too() -> None:
     state, rows, run = simulate(
         *TINY_VIT, "split=inclusive", "split.levels=[1,3,4]", "model.depth=4", rounds=2
     )
-    assert len(rows) == 2 and state.split["m"].shape == (run.split.side_size,)
     block = sum(
         e.numel for n, e in run.split.params.entries.items() if n.startswith("0-vit1/blocks.0")
     )
-    assert run.split.side_size == 2 * block and state.split["m"].any()
-    sides = [run.split.submodel(level, 1).side for level in range(3)]
-    assert [{s.factor for s in side} for side in sides] == [set(), {1 / 3}, {1 / 2}]
+    assert len(rows) == 2
+    assert state.split["m"].shape == (2 * block,) and state.split["m"].any()
+    assert sum(each.numel for each in run.split.momenta) == 2 * block
+    assert {len(each.blocks) for each in run.split.momenta} == {3, 2}
 
 
 # --- settings
@@ -494,7 +501,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
 def test_few_levels_work(levels: Sequence[Sequence[int]]) -> None:
     """One level learns from nobody; equal depth in a stage still makes two last blocks."""
     split = Inclusive(levels, family=RESNET)
-    assert bool(split.lessons) == (len(levels) > 1) == bool(split.side_size)
+    assert bool(split.momenta) == (len(levels) > 1) == bool(len(split.init_server()["m"]))
     assert [n for n in split.params.entries if n.endswith("/layer1.0.conv1.weight")] == [
         f"{level}-{name}/layer1.0.conv1.weight" for level, name in enumerate(split.names)
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import uploads_of
 
 from inco.clients.capacity import Capacity, FiveLevels, Fixed, Resampled, Table
 from inco.clients.population import Population
@@ -108,22 +109,12 @@ def test_published_holders() -> None:
     tasks = [ClientTask(c, 1, groups.level(c, 1), torch.arange(1)) for c in range(100)]
     for name, table in tables.items():
         split = SPLITS[name]
-        subs, sizes = (
-            {level: split.submodel(level, 1) for level in range(5)},
-            (split.params.numel, split.buffers.numel),
-        )
-        cohort = Cohort(
-            tasks,
-            [1] * 100,
-            subs,
-            {"delta": "uniform"},
-            "uniform",
-            Holders(groups.sizes()),
-            0.0,
-            *sizes,
-        )
-        for layout, part in ((split.params, "params"), (split.buffers, "buffers")):
-            count = cohort.coverage("uniform", part)
+        subs = {level: split.submodel(level, 1) for level in range(5)}
+        sizes = {"params": split.params.numel, "buffers": split.buffers.numel}
+        uploads = uploads_of("uniform", delta="uniform")
+        cohort = Cohort(tasks, [1] * 100, subs, uploads, sizes, Holders(groups.sizes()), 0.0)
+        for name, layout in (("delta", split.params), ("buffers", split.buffers)):
+            count = cohort.coverage(uploads[name])
             for tensor in layout.entries:
                 expected = table.get(".".join(tensor.split(".")[:2]), 100)
                 assert layout.view(count, tensor).unique().tolist() == [expected], tensor
@@ -365,8 +356,9 @@ def test_cohort_sizes(clients: int, ratio: float, size: int) -> None:
     people = population(clients, ratio)
     cohort = people.cohort(1)
     assert people.cohort_size == len(cohort) == len(set(cohort)) == size
-    subs, numbers = people.submodels(1), (people.split.params.numel, people.split.buffers.numel)
-    plan = Cohort(people.tasks(1), [1] * size, subs, {}, "uniform", people.holders(), 0.0, *numbers)
+    subs = people.submodels(1)
+    sizes = {"params": people.split.params.numel, "buffers": people.split.buffers.numel}
+    plan = Cohort(people.tasks(1), [1] * size, subs, {}, sizes, people.holders(), 0.0)
     assert plan.participation()[subs[0].params.index].unique().tolist() == [
         torch.tensor(size / clients).item()
     ]

@@ -15,12 +15,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from support import TINY, simulate, timeless
+from support import TINY, simulate, timeless, uploads_of
 from torch import Tensor, nn
 
 from inco.clients.capacity import Fixed
 from inco.errors import ConfigError
-from inco.flat import BoundModel, Layout, Slice, layouts_of
+from inco.flat import BoundModel, ClassRows, Layout, Slice, layouts_of
 from inco.models.base import Scaler, relative
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
@@ -32,7 +32,6 @@ from inco.splits.objectives import MaskedCrossEntropy
 from inco.splits.width import Rolling, Width, narrowed, rolling
 from inco.types import (
     Aggregate,
-    ClassRows,
     ClientResult,
     ClientTask,
     Output,
@@ -363,20 +362,15 @@ def averaged(
 
     `sizes`: of the server's parameters and buffers; the latter count alike.
     """
-    cohort = Cohort(
-        tasks, [1] * len(tasks), subs, {"delta": weighting}, "uniform", Holders({}), 0.0, *sizes
-    )
-    sums = RoundSums(["delta"], *sizes, len(tasks))
+    uploads = uploads_of("uniform", delta=weighting)
+    lengths = {"params": sizes[0], "buffers": sizes[1]}
+    cohort = Cohort(tasks, [1] * len(tasks), subs, uploads, lengths, Holders({}), 0.0)
+    sums = RoundSums(uploads, lengths, len(tasks))
     for position, (t, delta, stats) in enumerate(
         zip(tasks, deltas, buffers or [torch.empty(0)] * len(tasks), strict=True)
     ):
-        sums.add(
-            position,
-            ClientResult(t, {"delta": delta}, stats, 0.0, 1),
-            subs[t.level],
-            cohort.shares(t),
-            cohort.share(t, "uniform"),
-        )
+        result = ClientResult(t, {"delta": delta, "buffers": stats}, 0.0, 1)
+        sums.add(position, result, subs[t.level], cohort.shares(t))
     return sums, cohort.average(sums)
 
 
@@ -419,7 +413,8 @@ def test_heterofl_average_of_a_classifier() -> None:
     """Vector T7, the head: rows of classes that a client has no example of do not count."""
     whole = Layout.of({"w": torch.zeros(3)}, {"w": ("rows",)})
     every = torch.arange(3)
-    sub = replace(corner(0, whole, (3,)), class_rows=ClassRows(every, every, every))
+    sub = corner(0, whole, (3,))
+    sub = replace(sub, params=sub.params.counting(rows=ClassRows(every, every, every)))
     tasks = [task(0, 7, [0, 1], of=3), task(0, 2, [1, 2], of=3)]
     start = torch.full((3,), 10.0)
     _, aggregate = averaged(
@@ -447,7 +442,8 @@ def test_clients_count_alike_whatever_their_order() -> None:
     """
     whole = Layout.of({"w": torch.zeros(1)}, {"w": ("rows",)})
     sub = corner(0, whole, (1,))
-    for sub_ in (sub, replace(sub, importance=torch.ones(1, dtype=torch.float64))):
+    weighted = sub.params.counting(weight=torch.ones(1, dtype=torch.float64))
+    for sub_ in (sub, replace(sub, params=weighted)):
         for values in ((1.0, 3.0), (3.0, 1.0)):
             _, aggregate = averaged(
                 (1, 0), {0: sub_}, [task(0, 4), task(0, 9)], [torch.tensor([v]) for v in values]
@@ -570,8 +566,8 @@ def test_averages_equal_a_loop_over_coordinates(
         [1] * len(COHORT),
         2.0**32,
         stats,
-        sums.buffers,
-        aggregate.buffers,
+        sums.vectors["buffers"],
+        aggregate.mean["buffers"],
         aggregate.buffers_covered,
     )
 
@@ -628,11 +624,8 @@ def test_masked_cross_entropy() -> None:
     ]
     for name, fill in (("zero", 0.0), ("minus_inf", -math.inf)):
         sub = make("width", masked_loss=name).submodel(1, 1)
-        assert sub.objective.fill == fill and sub.class_rows is not None  # type: ignore[attr-defined]
-    assert (
-        make("width", masked_loss="off").submodel(0, 1).class_rows is None
-        and not make("width", masked_loss="off").masked
-    )
+        assert sub.objective.fill == fill and sub.params.rows is not None  # type: ignore[attr-defined]
+    assert make("width", masked_loss="off").submodel(0, 1).params.rows is None
 
 
 @pytest.mark.parametrize("fill", ["zero", "minus_inf"])
