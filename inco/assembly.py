@@ -275,8 +275,8 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         evaluator,
         uploads=_uploads(algorithm, split),
         sizes={"params": split.params.numel, "buffers": split.buffers.numel},
-        population=population.holders(),
-        cohort=population.cohort_size,
+        holders=population.holders(),
+        cohort_size=population.cohort_size,
         flops={level: float(cost.flops) for level, cost in costs.items()},
     )
     simulator = Simulator(

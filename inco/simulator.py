@@ -24,7 +24,7 @@ from inco.spans import span
 from inco.types import Aggregate, ClientTask, Metrics, ServerState, ServerStep, SubModel
 
 
-class Transform(Protocol):
+class UpdateTransform(Protocol):
     """A change of the update that the server optimizer is about to apply, [P] -> [P], with metrics;
     randomness from the generator alone.
     """
@@ -77,7 +77,7 @@ class Simulator:
         population: Population,
         engine: Engine,
         algorithm: Algorithm,
-        transform: Transform,
+        transform: UpdateTransform,
         optimizer: ServerOptimizer,
         diagnostics: Diagnostics,
         costs: Mapping[int, LevelCost],
@@ -144,7 +144,7 @@ class Simulator:
             given = update.mul_(aggregate.covered)
             update, mixing = self.transform(given, noise)
             update.mul_(aggregate.covered)
-            step = ServerStep(aggregate, given, update) if "server" in watching else None
+            step = ServerStep(aggregate, given) if "server" in watching else None
             del given  # as large as the model
             norm = float(torch.linalg.vector_norm(update))
             if not norm < float("inf"):

@@ -201,13 +201,10 @@ class Beside(NamedTuple):
 
 
 class ServerStep(NamedTuple):
-    """What became of a round's uploads: their averages, the update that the transform was `given`
-    [P], and what the server optimizer got, `added` [P].
-    """
+    """What became of a round's uploads: their averages, and the update [P] before the transform."""
 
     aggregate: Aggregate
-    given: Tensor
-    added: Tensor
+    update: Tensor
 
 
 class ClientRow(NamedTuple):

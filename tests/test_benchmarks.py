@@ -76,7 +76,7 @@ def test_the_floor_takes_the_batches_of_the_products_round(
     settings, taken = quick(name, tmp_path), []
     run = assemble(settings, Ranks(0, 1, torch.device("cpu")))
     order = [t.client for t in run.simulator.population.tasks(1)]
-    plan = run.simulator.engine.plan(run.simulator.population.tasks(1))[0]
+    plan = run.simulator.engine.assignment(run.simulator.population.tasks(1))[0]
     take = inco.clients.trainer.take
     monkeypatch.setattr(
         inco.clients.trainer,

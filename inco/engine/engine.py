@@ -44,8 +44,8 @@ class Engine:
     """Maps clients over ranks and reduces their uploads; scores levels over ranks.
 
     `uploads`: what clients send, by name; `sizes`: P and B, as "params" and "buffers";
-    `population`: who holds what in it; `cohort`: clients in a round; `flops`: cost of one image's
-    forward pass by level.
+    `holders`: who holds what in the population; `cohort_size`: clients in a round; `flops`: cost of
+    one image's forward pass by level.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Engine:
         evaluator: Evaluator,
         uploads: Mapping[str, Upload],
         sizes: Mapping[str, int],
-        population: Holders,
-        cohort: int,
+        holders: Holders,
+        cohort_size: int,
         flops: Mapping[int, float],
     ) -> None:
         self.ranks = ranks
@@ -65,10 +65,10 @@ class Engine:
         self.flops = flops
         self.uploads = uploads
         self.sizes = sizes
-        self.population = population
-        self._sums = RoundSums(uploads, sizes, cohort, ranks.device)
+        self.holders = holders
+        self._sums = RoundSums(uploads, sizes, cohort_size, ranks.device)
 
-    def plan(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
+    def assignment(self, tasks: Sequence[ClientTask]) -> list[list[int]]:
         """Return the positions in the cohort that each rank trains."""
         return assign([self.flops[t.level] * len(t.examples) for t in tasks], self.ranks.world)
 
@@ -82,7 +82,7 @@ class Engine:
             submodels,
             self.uploads,
             self.sizes,
-            self.population,
+            self.holders,
             momentum,
             self.ranks.device,
         )
@@ -101,7 +101,7 @@ class Engine:
         `observe`: called with each of this rank's clients, just trained; `callbacks`: hear of it.
         Raises on every rank alike where any client failed.
         """
-        mine = self.plan(cohort.tasks)[self.ranks.rank]
+        mine = self.assignment(cohort.tasks)[self.ranks.rank]
         self._sums.reset()
         error = self._guarded(lambda: self._train(cohort, mine, w, b, server, observe, callbacks))
         with span("reduction, and waiting for other workers"):
@@ -181,7 +181,9 @@ class Engine:
                 units = self._mine(*self.evaluator.norm_units(self.flops))
                 measured = self.ranks.sum_(self.evaluator.measure(units, submodels, w, b, round))
         with span("scoring"):
-            mine = self.evaluator.plan(submodels, self.flops, self.ranks.world)[self.ranks.rank]
+            mine = self.evaluator.assignment(submodels, self.flops, self.ranks.world)[
+                self.ranks.rank
+            ]
             table = self.evaluator.score(mine, submodels, w, b, round, measured)
         with span("reduction, and waiting for other workers"):
             return self.evaluator.scores(self.ranks.sum_(table))

@@ -80,7 +80,7 @@ class Evaluator:
         units = [(level, number) for level in self.levels for number in range(len(self.starts))]
         return units, [costs[level] for level, _ in units]
 
-    def plan(
+    def assignment(
         self, submodels: Mapping[int, SubModel], costs: Mapping[int, float], workers: int
     ) -> list[list[tuple[int, int]]]:
         """Return the units of each worker. Levels with steps in common stay together, if there are

@@ -40,7 +40,7 @@ class Cohort:
 
     `tasks` in cohort order, with the local `steps` of each; `submodels` by level, for this round;
     `uploads`: by name, each with its weighting; `sizes`: P and B, as "params" and "buffers";
-    `population`: who holds what in the population; `momentum`: of the local optimizer; `device`:
+    `holders`: who holds what in the population; `momentum`: of the local optimizer; `device`:
     where the server's vectors are.
     """
 
@@ -51,7 +51,7 @@ class Cohort:
         submodels: Mapping[int, SubModel],
         uploads: Mapping[str, Upload],
         sizes: Mapping[str, int],
-        population: Holders,
+        holders: Holders,
         momentum: float,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -60,7 +60,7 @@ class Cohort:
         self.submodels = submodels
         self.uploads = uploads
         self.sizes = sizes
-        self.population = population
+        self.holders = holders
         self.momentum = momentum
         self.device = device
         self.examples = tuple(len(t.examples) for t in tasks)
@@ -165,16 +165,16 @@ class Cohort:
         size = self.sizes["params"]
         ones = [1] * len(self.tasks)
         takers = self._sum(ones, self._holding(Upload()), size, weighted=False)
-        people = self.population
-        if people.anybody is not None:
-            takers.div_(people.anybody)
-            if people.anybody_by_class is not None:
-                scale = people.anybody / people.anybody_by_class.clamp(min=1)
+        holders = self.holders
+        if holders.anybody is not None:
+            takers.div_(holders.anybody)
+            if holders.anybody_by_class is not None:
+                scale = holders.anybody / holders.anybody_by_class.clamp(min=1)
                 place, owner = self._class_places()
                 takers[place] *= scale.to(takers.device)[owner]
             return takers.float()
-        holding = {level: self.submodels[level].params for level in sorted(people.levels)}
-        everybody = self._spread(people.levels, people.by_class, holding, size, weighted=False)
+        holding = {level: self.submodels[level].params for level in sorted(holders.levels)}
+        everybody = self._spread(holders.levels, holders.by_class, holding, size, weighted=False)
         return takers.div_(everybody.clamp_(min=_NOBODY)).float()
 
     def _class_places(self) -> tuple[Tensor, Tensor]:

@@ -38,19 +38,20 @@ class RoundSums:
     """A round's running sums on one worker: uploads and a few numbers of each client, in one int64
     vector.
 
-    `uploads`: by name; `sizes`: P and B, as "params" and "buffers"; `cohort`: clients in a round.
+    `uploads`: by name; `sizes`: P and B, as "params" and "buffers"; `cohort_size`: clients in a
+    round.
     """
 
     def __init__(
         self,
         uploads: Mapping[str, Upload],
         sizes: Mapping[str, int],
-        cohort: int,
+        cohort_size: int,
         device: torch.device | str = "cpu",
     ) -> None:
         self.uploads = uploads
         lengths = [entries_of(upload, sizes) for upload in uploads.values()]
-        lengths += [cohort, cohort, cohort, 1]
+        lengths += [cohort_size] * 3 + [1]
         self.total = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
         *vectors, self.losses, self.steps, self.skipped, self.failures = self.total.split(lengths)
         self.vectors = dict(zip(uploads, vectors, strict=True))

@@ -130,7 +130,7 @@ def test_frozen_parameters_are_each_models_own() -> None:
 def test_plan_gives_every_unit_to_one_worker(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     found, subs, w, b = scorer(monkeypatch, *TINY, "split=stage", "dataset.num_test=40")
     costs = {level: level + 1.0 for level in found.levels}
-    plan = found.plan(subs, costs, workers)
+    plan = found.assignment(subs, costs, workers)
     units, _ = found.units(costs)
     assert sorted(unit for mine in plan for unit in mine) == sorted(units) and len(plan) == workers
     if workers == 8:
