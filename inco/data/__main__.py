@@ -21,11 +21,8 @@ def source(name: str, root: str, download: bool) -> "Source":
         return sources.Digits()
     if name == "cinic10":
         return folders.CINIC10(root)
-    if name == "cifar10":
-        return sources.CIFAR10(root, download=download)
-    if name == "fashion_mnist":
-        return sources.FashionMNIST(root, download=download)
-    return sources.SVHN(root, download=download)
+    downloadable = (sources.CIFAR10, sources.FashionMNIST, sources.SVHN)
+    return {kind.name: kind for kind in downloadable}[name](root, download=download)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inco.data.readers import Arrays
 from inco.data.recipes import Recipe, make_recipe
 from inco.errors import DataError
 from inco.settings import DataRoot, TestDropLast, Transforms, checked
@@ -21,7 +22,7 @@ QUICKSTART = "python run.py experiment=quickstart"
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One split as one resident tensor: `images` uint8 [M, C, H, W], `labels` int64 [M]."""
+    """One split in memory: `images` uint8 [M, C, H, W], `labels` int64 [M]."""
 
     images: Tensor
     labels: Tensor
@@ -39,12 +40,11 @@ class Dataset:
 
 
 class Source(ABC):
-    """One dataset that can be described before it is loaded. A subclass says where its files are
-    and reads them.
+    """A dataset before it is loaded. A subclass says where its files are and reads them.
 
     `shape` is the native (C, H, W). `counts` (train, test), `balanced` (every class equally often),
-    `blank_images` (an image of zeros alone is allowed) and `known_digest` say what the content is
-    held to.
+    `blank_images` (an image of zeros alone is allowed) and `known_digest` are what the content is
+    checked against.
     """
 
     name: str = ""
@@ -77,21 +77,20 @@ class Source(ABC):
     def load(self) -> Dataset:
         """Read the files; DataError for anything missing, damaged or different."""
         self.check()
-        train, test = self.read()
-        splits = Images(*as_tensors(*train)), Images(*as_tensors(*test))
-        self._verify(splits)
-        digest = digest_of(*splits)
+        train, test = [_as_tensors(*split) for split in self.read()]
+        self._verify(train, test)
+        digest = digest_of(train, test)
         if self.known_digest is not None and digest != self.known_digest:
             raise DataError(
                 f"dataset={self.name}{self.where()}: the content has sha256 {digest}, and the"
                 f" original {self.known_digest}: a file is damaged or another dataset under this"
                 " name; fetch it again or set dataset.root to a good copy"
             )
-        return Dataset(self.name, splits[0], self._scored(splits[1]), self.classes, digest)
+        return Dataset(self.name, train, self._scored(test), self.classes, digest)
 
     @abstractmethod
-    def read(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Return two pairs, train and test: images uint8 [M, C, H, W] and integer labels [M]."""
+    def read(self) -> tuple[Arrays, Arrays]:
+        """Return (training, test): images uint8 [M, C, H, W] and integer labels [M] of each."""
 
     def where(self) -> str:
         """Return ` in FOLDER` for messages about the content; nothing where there is no folder."""
@@ -102,7 +101,7 @@ class Source(ABC):
         return make_recipe(self.name, self.shape, family, image_size, self.transforms)
 
     def _scored(self, test: Images) -> Images:
-        """Return the test images that count; see `test_drop_last`."""
+        """Leave out a last batch of `test_drop_last` images that is not full."""
         if self.test_drop_last is None:
             return test
         kept = len(test.labels) // self.test_drop_last * self.test_drop_last
@@ -113,12 +112,11 @@ class Source(ABC):
             )
         return Images(test.images[:kept], test.labels[:kept])
 
-    def _verify(self, splits: tuple[Images, Images]) -> None:
+    def _verify(self, train: Images, test: Images) -> None:
         """Raise DataError with all that is wrong with the content of the two splits."""
-        problems = []
         counts = self.counts or (None, None)
-        for split, images, count in zip(("train", "test"), splits, counts, strict=True):
-            problems += [f"{split}: {problem}" for problem in self._problems(images, count)]
+        problems = [f"train: {problem}" for problem in self._problems(train, counts[0])]
+        problems += [f"test: {problem}" for problem in self._problems(test, counts[1])]
         if problems:
             raise DataError(
                 f"dataset={self.name}{self.where()}: the files do not hold what they should:\n  "
@@ -141,15 +139,13 @@ class Source(ABC):
         problems = []
         if count is not None and len(images) != count:
             problems.append(f"{len(images):,} images; expected {count:,}")
-        per_class = torch.bincount(labels, minlength=self.num_classes)
-        if self.balanced and len(per_class.unique()) > 1:
-            problems.append(
-                f"images per class {per_class.tolist()}; expected the same number of each"
-            )
+        per_class = torch.bincount(labels, minlength=self.num_classes).tolist()
+        if self.balanced and len(set(per_class)) > 1:
+            problems.append(f"images per class {per_class}; expected the same number of each")
         absent = [label for label, n in zip(self.classes, per_class, strict=True) if n == 0]
         if absent:
             problems.append(f"no image of class(es) {absent[:10]}")
-        blank = [] if self.blank_images else blank_images(images)
+        blank = [] if self.blank_images else _blank(images)
         if blank:
             problems.append(
                 f"{len(blank):,} images are zero throughout (the first is number {blank[0]}): a"
@@ -158,10 +154,10 @@ class Source(ABC):
         return problems
 
 
-def as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return (uint8 [M, C, H, W], int64 [M]) tensors; images that allow it are not copied."""
+def _as_tensors(images: np.ndarray, labels: np.ndarray) -> Images:
+    """Return the arrays as tensors; images that allow it are not copied."""
     shared = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return shared, torch.from_numpy(np.array(labels, dtype=np.int64))
+    return Images(shared, torch.from_numpy(np.array(labels, dtype=np.int64)))
 
 
 def digest_of(train: Images, test: Images) -> str:
@@ -175,10 +171,10 @@ def digest_of(train: Images, test: Images) -> str:
     return digest.hexdigest()
 
 
-def blank_images(images: Tensor, chunk: int = 8192) -> list[int]:
+def _blank(images: Tensor) -> list[int]:
     """Return the numbers of the images whose every byte is zero: the mark of a file with a hole."""
-    lit = [part.flatten(1).amax(1) for part in images.split(chunk)]
-    return (torch.cat(lit) == 0).nonzero().flatten().tolist()
+    brightest = [part.flatten(1).amax(1) for part in images.split(8192)]  # bounded memory
+    return (torch.cat(brightest) == 0).nonzero().flatten().tolist()
 
 
 @dataclass(frozen=True)
@@ -197,10 +193,15 @@ def missing(
     why: str = "",
 ) -> DataError:
     """Return the one-screen error for data that is not there: what, where, and how to get it."""
-    lines = [f"dataset={name}: the data is not there{f' ({why})' if why else ''}.", "Looked for"]
-    lines += [f"  {file.path:<44} {file.about}" for file in files]
-    lines += ["in"] + [f"  {place}" for place in searched]
-    lines += ["Get it in one of these ways:"] + [f"  {i}. {way}" for i, way in enumerate(ways, 1)]
     by_hand = "copy the files by hand, in the layout above, and say where: dataset.root=PATH"
-    lines += [f"  {len(ways) + 1}. {by_hand}", f"Or try now without data: {QUICKSTART}"]
+    lines = [
+        f"dataset={name}: the data is not there{f' ({why})' if why else ''}.",
+        "Looked for",
+        *(f"  {file.path:<44} {file.about}" for file in files),
+        "in",
+        *(f"  {place}" for place in searched),
+        "Get it in one of these ways:",
+        *(f"  {i}. {way}" for i, way in enumerate([*ways, by_hand], 1)),
+        f"Or try now without data: {QUICKSTART}",
+    ]
     return DataError("\n".join(lines))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+Rng = np.random.Generator
+
 
 @dataclass(frozen=True, eq=False)
 class Partition:
@@ -56,7 +58,7 @@ def shard_owner(count: int, owners: np.ndarray) -> np.ndarray:
     return np.repeat(owners, np.diff(even_offsets(count, len(owners))))
 
 
-def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Partition:
+def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: Rng) -> Partition:
     """Give client j `counts[k, j]` random examples of class k; `counts` int64 [C, N]."""
     num_classes, num_clients = counts.shape
     shuffled = rng.permutation(len(labels))
@@ -65,9 +67,7 @@ def deal_counts(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator
     return group(by_class, owner, num_clients, rng)
 
 
-def group(
-    examples: np.ndarray, owner: np.ndarray, num_clients: int, rng: np.random.Generator
-) -> Partition:
+def group(examples: np.ndarray, owner: np.ndarray, num_clients: int, rng: Rng) -> Partition:
     """Collect the examples of each owner, in random order; `examples` and `owner` int64 [total]."""
     shuffled = rng.permutation(len(examples))
     order = shuffled[np.argsort(owner[shuffled], kind="stable")]

@@ -1,10 +1,11 @@
-"""Datasets that torchvision can download: what they share."""
+"""Datasets in files: where they are looked for, and those that torchvision can download."""
 
 import contextlib
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from inco.data.dataset import Expected, Source, missing
 from inco.errors import DataError
@@ -16,14 +17,53 @@ def data_root(root: str | None) -> Path:
     return Path(root or "data").expanduser().absolute()
 
 
-class Downloadable(Source):
+class OnDisk(Source):
+    """A source whose files are looked for in each of `subfolders` of the root, in this order."""
+
+    subfolders: tuple[str, ...] = ("",)
+
+    @abstractmethod
+    def _holds(self, place: Path) -> bool:
+        """Say whether all files are in a place."""
+
+    @abstractmethod
+    def _expected(self) -> list[Expected]:
+        """Return the files that are looked for."""
+
+    @abstractmethod
+    def _ways(self) -> list[str]:
+        """Return the ways to get them."""
+
+    def check(self) -> None:
+        if not self.is_there():
+            raise self.missing_error()
+
+    def is_there(self) -> bool:
+        """Say whether all files are in one of the places."""
+        return self._place() is not None
+
+    def missing_error(self, why: str = "") -> DataError:
+        """Return the one-screen error that says what was looked for and how to get it."""
+        return missing(self.name, self._places(), self._expected(), self._ways(), why)
+
+    def _places(self) -> list[Path]:
+        return [data_root(self.root) / folder for folder in self.subfolders]
+
+    def _place(self) -> Path | None:
+        return next((place for place in self._places() if self._holds(place)), None)
+
+
+class Downloadable(OnDisk):
     """A source whose files torchvision can download, when `dataset.download` says so.
 
-    `files` are looked for in each of `_places()`; `sizes`: what their owner publishes about each.
+    `files`: their names in a place; `sizes`: what their owner publishes about each;
+    `torchvision_class`: its name there; `downloads`: its arguments for each part.
     """
 
     files: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    torchvision_class: str
+    downloads: tuple[Mapping[str, str], ...] = ({},)
 
     @checked("dataset")
     def __init__(
@@ -40,28 +80,12 @@ class Downloadable(Source):
         super().__init__(root, transforms, test_drop_last)
         self.download = download
 
-    @abstractmethod
-    def _places(self) -> list[Path]:
-        """Return the folders to look in, the first choice first."""
-
-    @abstractmethod
-    def _download(self, root: str) -> None:
-        """Let torchvision download everything to a folder."""
-
     def check(self) -> None:
-        if not self.is_there() and not self.download:
-            raise self.missing_error()
-
-    def is_there(self) -> bool:
-        """Say whether all files are in one of the places."""
-        return self._place() is not None
+        if not self.download:
+            super().check()
 
     def where(self) -> str:
         return f" in {self._place()}"
-
-    def missing_error(self, why: str = "") -> DataError:
-        """Return the one-screen error that says what was looked for and how to get it."""
-        return missing(self.name, self._places(), self._expected(), self._ways(), why)
 
     def _expected(self) -> list[Expected]:
         return [Expected(*file) for file in zip(self.files, self.sizes, strict=True)]
@@ -73,36 +97,36 @@ class Downloadable(Source):
             "let the run download it: dataset.download=true",
         ]
 
-    def _place(self) -> Path | None:
-        return next((place for place in self._places() if self._holds(place)), None)
-
     def _holds(self, place: Path) -> bool:
-        return all(self._file(place, name).is_file() for name in self.files)
+        return all((place / name).is_file() for name in self.files)
 
-    def _file(self, place: Path, name: str) -> Path:
-        return place / name
+    def _torchvision(self) -> Any:
+        """Return torchvision's class of this dataset."""
+        from torchvision import datasets
+
+        return getattr(datasets, self.torchvision_class)
 
     def _fetched(self) -> Path:
         """Return the place of the files, downloaded first if there is none."""
         if not self.is_there():
-            self._try_download()
+            self._download(data_root(self.root))
         place = self._place()
         if place is None:
             raise self.missing_error("the download left no complete set of files")
         return place
 
-    def _try_download(self) -> None:
-        root = data_root(self.root)
+    def _download(self, root: Path) -> None:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._download(str(root))
+            for part in self.downloads:
+                self._torchvision()(str(root), download=True, **part)
         except (OSError, RuntimeError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
+            reason = str(error).strip().splitlines() or [type(error).__name__]
             # torchvision leaves empty folders behind; only such can be removed this way
             for folder in (root / "FashionMNIST" / "raw", root / "FashionMNIST", root):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-            raise self.missing_error(f"downloading failed: {said[-1]}") from error
+            raise self.missing_error(f"downloading failed: {reason[-1]}") from error
 
 
 def check_md5(path: Path, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""Datasets that are folders of images, one a class: CINIC-10, converted once, and anybody's own."""
+"""Datasets in folders of images, one per class: CINIC-10, converted once, and anybody's own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from inco.data.dataset import Expected, Source, missing
-from inco.data.fetch import data_root
-from inco.data.readers import class_folders, image_files, read_images, write_atomic
-from inco.data.sources import CIFAR_CLASSES, Arrays
+from inco.data.fetch import OnDisk, data_root
+from inco.data.readers import Arrays, class_folders, image_files, read_images, write_atomic
+from inco.data.sources import CIFAR_CLASSES
 from inco.errors import DataError, StorageError
 from inco.seeding import numpy_rng
 from inco.settings import COUNT, Transforms, between, checked
@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class TreeCache:
-    """One split of a class-folder tree as `NAME-images.npy`, mapped from the disk; `NAME.json`
-    vouches for it.
+    """One split of a class-folder tree as `NAME-images.npy`, vouched for by `NAME.json`.
 
     The `.json` is written last and holds the counts, the sha256 of the images and the folders'
     times of change, so a half-written, damaged or outdated cache is seen. Opened copy-on-write:
@@ -36,7 +35,7 @@ class TreeCache:
         self, tree: Path, place: Path, name: str, classes: Sequence[str], size: int
     ) -> None:
         self.tree = tree
-        self.classes = tuple(classes)
+        self.folders = [tree / label for label in classes]
         self.size = size
         self.images = place / f"{name}-images.npy"
         self.record = place / f"{name}.json"
@@ -46,26 +45,31 @@ class TreeCache:
         record = self._record()
         if record is None or not self.images.is_file():
             return False
-        return not self._has_tree() or record["changed"] == self._changed()
+        return not self.has_tree() or record["changed"] == self._changed()
+
+    def has_tree(self) -> bool:
+        """Say whether every class has its folder."""
+        return all(folder.is_dir() for folder in self.folders)
 
     def build(self, expected_per_class: int | None) -> None:
         """Convert the tree; DataError for a bad image, a wrong size or a wrong number of files."""
-        by_class = image_files(self.tree, self.classes)
-        files = [file for of_class in by_class for file in of_class]
+        classes = [folder.name for folder in self.folders]
+        by_class = image_files(self.tree, classes)
         counts = [len(of_class) for of_class in by_class]
-        found = zip(self.classes, counts, strict=True)
+        found = zip(classes, counts, strict=True)
         wrong = {k: n for k, n in found if n == 0 or (expected_per_class or n) != n}
         if wrong:
             raise DataError(
                 f"{self.tree}: images per class {wrong}; expected {expected_per_class or 'some'} of"
                 " each; extract it again"
             )
-        log.info("converting %d images of %s into %s, once", len(files), self.tree, self.images)
+        log.info("converting %d images of %s into %s, once", sum(counts), self.tree, self.images)
+        files = [file for of_class in by_class for file in of_class]
         write_atomic(self.images, lambda file: self._convert(Path(file.name), files))
         record = {"counts": counts, "sha256": _sha256(self.images), "changed": self._changed()}
         write_atomic(self.record, lambda file: file.write(json.dumps(record).encode()))
 
-    def open(self) -> tuple[np.ndarray, np.ndarray]:
+    def open(self) -> Arrays:
         """Return (images uint8 [M, 3, S, S], mapped; labels int64 [M]); DataError for damage."""
         again = f"delete it, and it will be made again from {self.tree}"
         record = self._record()
@@ -73,14 +77,10 @@ class TreeCache:
             raise DataError(f"{self.images}: the cache is damaged; {again}")
         images = np.load(self.images, mmap_mode="c")
         counts = record["counts"]
-        if not self._are_counts(counts) or sum(counts) != len(images):
+        are_counts = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+        if not are_counts or len(counts) != len(self.folders) or sum(counts) != len(images):
             raise DataError(f"{self.record}: it counts other images than there are; {again}")
-        return images, np.repeat(np.arange(len(self.classes)), counts)
-
-    def _are_counts(self, counts: Any) -> bool:
-        if not isinstance(counts, list) or len(counts) != len(self.classes):
-            return False
-        return all(type(n) is int and n >= 0 for n in counts)
+        return images, np.repeat(np.arange(len(counts)), counts)
 
     def _convert(self, path: Path, files: list[Path]) -> None:
         shape = (len(files), 3, self.size, self.size)
@@ -96,11 +96,8 @@ class TreeCache:
         known = isinstance(record, dict) and {"counts", "sha256", "changed"} <= set(record)
         return record if known else None
 
-    def _has_tree(self) -> bool:
-        return all((self.tree / label).is_dir() for label in self.classes)
-
     def _changed(self) -> list[int]:
-        return [(self.tree / label).stat().st_mtime_ns for label in self.classes]
+        return [folder.stat().st_mtime_ns for folder in self.folders]
 
 
 def _sha256(path: Path) -> str:
@@ -108,13 +105,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class CINIC10(Source):
-    """CINIC-10: CIFAR-10's classes with ImageNet's images, 90,000 + 90,000 of 3x32x32; `valid` is
-    not used (Darlow et al., 2018).
+class CINIC10(OnDisk):
+    """CINIC-10: CIFAR-10's classes, 90,000 + 90,000 images of 3x32x32 (Darlow et al., 2018).
 
-    Order: classes alphabetically, files sorted, as torchvision's ImageFolder. The PNG tree is slow
-    to open, so it is converted once to `.npy` files of 276 MB a split in `inco-cache` beside it, or
-    below `./cache` where that cannot be written.
+    The part `valid` is not used. Order: classes alphabetically, files sorted, as torchvision's
+    ImageFolder. The PNG tree is slow to open, so it is converted once to `.npy` files of 276 MB per
+    split in `inco-cache` beside it, or below `./cache` where that cannot be written.
     """
 
     name = "cinic10"
@@ -123,26 +119,21 @@ class CINIC10(Source):
     counts = (90_000, 90_000)
     balanced = True
     blank_images = True  # every PNG was decoded, the cache has a checksum: it is a black photograph
-
-    def check(self) -> None:
-        if self._place() is None:
-            raise self._missing()
+    subfolders = ("CINIC-10", "cinic10", "")
 
     def read(self) -> tuple[Arrays, Arrays]:
-        return self._split("train", 0), self._split("test", 1)
-
-    def _split(self, split: str, which: int) -> Arrays:
         place = self._place()
         if place is None:
-            raise self._missing()
+            raise self.missing_error()
+        train, test = self.counts or (0, 0)
+        return self._split(place, "train", train), self._split(place, "test", test)
+
+    def _split(self, place: Path, split: str, count: int) -> Arrays:
         caches = self._caches(place, split)
         current = next((cache for cache in caches if cache.is_current()), None)
-        if current is None:
-            per_class = self.counts[which] // len(self.classes) if self.counts else None
-            current = self._build(caches, per_class)
-        return current.open()
+        return (current or self._build(caches, count // len(self.classes))).open()
 
-    def _build(self, caches: list[TreeCache], per_class: int | None) -> TreeCache:
+    def _build(self, caches: list[TreeCache], per_class: int) -> TreeCache:
         """Make the cache in the first place that can be written."""
         beside, elsewhere = caches
         try:
@@ -159,32 +150,28 @@ class CINIC10(Source):
         tree = place / split
         return [TreeCache(tree, folder, split, self.classes, self.shape[1]) for folder in folders]
 
-    def _places(self) -> list[Path]:
-        root = data_root(self.root)
-        return [root / "CINIC-10", root / "cinic10", root]
+    def _holds(self, place: Path) -> bool:
+        return all(
+            any(cache.has_tree() or cache.is_current() for cache in self._caches(place, split))
+            for split in ("train", "test")
+        )
 
-    def _place(self) -> Path | None:
-        complete = (p for p in self._places() if self._has(p, "train") and self._has(p, "test"))
-        return next(complete, None)
-
-    def _has(self, place: Path, split: str) -> bool:
-        tree = all((place / split / label).is_dir() for label in self.classes)
-        return tree or any(cache.is_current() for cache in self._caches(place, split))
-
-    def _missing(self) -> DataError:
+    def _expected(self) -> list[Expected]:
         about = "90,000 PNG images of 32x32, 9,000 in each of"
-        files = [
+        return [
             Expected("train/CLASS/*.png", about),
             Expected("test/CLASS/*.png", about),
             Expected("", " ".join(self.classes)),
         ]
-        places = self._places()
-        by_hand = (
+
+    def _ways(self) -> list[str]:
+        place = self._places()[0]
+        return [
             "from https://datashare.ed.ac.uk/handle/10283/3192 take CINIC-10.tar.gz (656 MB),"
-            f" then mkdir -p {places[0]} && tar xzf CINIC-10.tar.gz -C {places[0]}"
-        )
-        fetch = "python -m inco.data fetch cinic10: says the same, and checks and converts what is"
-        return missing(self.name, places, files, [by_hand, f"{fetch} there"])
+            f" then mkdir -p {place} && tar xzf CINIC-10.tar.gz -C {place}",
+            "python -m inco.data fetch cinic10: says the same, and checks and converts what is"
+            " there",
+        ]
 
 
 class ImageFolder(Source):

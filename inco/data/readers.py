@@ -1,5 +1,4 @@
-"""Reading the files of datasets into arrays, and writing caches so that a crash leaves no half
-file. NumPy alone; no torch.
+"""Reading the files of datasets into arrays, and writing files so that a crash leaves no half one.
 
 Errors are `DataError` naming the file; a file that cannot be written is a `StorageError`.
 """
@@ -17,12 +16,14 @@ import numpy as np
 
 from inco.errors import DataError, StorageError
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-)
+Arrays = tuple[np.ndarray, np.ndarray]
+"""One split: images uint8 [M, C, H, W] and integer labels [M]."""
+IMAGE_SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
 
 
-def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Any], object]) -> None:
     """Let `write` fill a file beside `path`, and move it into place; StorageError if that fails."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -42,11 +43,8 @@ def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
             temporary.unlink()
 
 
-# --- IDX (the format of MNIST and Fashion-MNIST)
-
-
 def read_idx(path: Path, ndim: int, max_bytes: int = 2**30) -> np.ndarray:
-    """Return the uint8 array of an IDX file, plain or `.gz`, with `ndim` dimensions, or DataError.
+    """Return the uint8 array with `ndim` dimensions of an IDX file (MNIST's), plain or `.gz`.
 
     http://yann.lecun.com/exdb/mnist: two zero bytes, type 8, number of dimensions, their sizes as
     big-endian int32, the data.
@@ -68,54 +66,40 @@ def read_idx(path: Path, ndim: int, max_bytes: int = 2**30) -> np.ndarray:
     return body.reshape(shape)
 
 
-# --- NumPy archives
-
-
-def read_npz(path: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return ((x_train, y_train), (x_test, y_test)) of an archive; x becomes uint8 [M, C, H, W]."""
+def read_npz(path: Path) -> tuple[Arrays, Arrays]:
+    """Return (training, test) of an archive with x_train, y_train, x_test, y_test."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            pairs = [(arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test")]
+            train, test = [(arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test")]
     except Exception as error:  # zip, zlib, header and key errors all mean the same to the reader
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); it must hold x_train,"
             " y_train, x_test, y_test"
         ) from None
-    train, test = (
-        (_channels_first(path, images), _label_column(path, labels)) for images, labels in pairs
-    )
-    return train, test
+    return _checked_split(path, *train), _checked_split(path, *test)
 
 
-def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
-    if not isinstance(images, np.ndarray):
-        raise DataError(
-            f"{path}: a member that should be an array of images is none; fetch the file again"
-        )
+def _checked_split(path: Path, images: np.ndarray, labels: np.ndarray) -> Arrays:
+    """Return images with channels first, and labels as one row."""
+    for array, kind in ((images, "images"), (labels, "labels")):
+        if not isinstance(array, np.ndarray):
+            raise DataError(
+                f"{path}: a member that should be an array of {kind} is none; fetch the file again"
+            )
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(
             f"{path}: images are {images.dtype} {images.shape}; expected uint8 with 3 or 4"
             " dimensions"
         )
-    if images.ndim == 3:
-        return images[:, None]
-    channels_last = images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
-    return images.transpose(0, 3, 1, 2) if channels_last else images
-
-
-def _label_column(path: Path, labels: np.ndarray) -> np.ndarray:
-    if not isinstance(labels, np.ndarray):
-        raise DataError(
-            f"{path}: a member that should be an array of labels is none; fetch the file again"
-        )
     if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.size != len(labels):
         raise DataError(
             f"{path}: labels are {labels.dtype} {labels.shape}; expected one integer for each image"
         )
-    return labels.reshape(-1)
-
-
-# --- folders of images
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    return images, labels.reshape(-1)
 
 
 def class_folders(root: Path) -> list[str]:

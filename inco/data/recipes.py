@@ -5,12 +5,8 @@ three that are mistakes: Fashion-MNIST without normalisation, CINIC-10 mirrored 
 time, SVHN digits mirrored in the ViT runs. Where nothing was wrong the two are equal. (Constants
 and order: Chan et al., "Internal Cross-layer Gradients for Extending Homogeneity to Heterogeneity
 in Federated Learning", ICLR 2024, and its published code.)
-
-Images are resized to the model's `image_size` just before normalisation. Cutout keeps its share of
-the image: 16 pixels at 32.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inco.data.transforms import (
@@ -25,9 +21,6 @@ from inco.data.transforms import (
     Transform,
 )
 from inco.errors import ConfigError
-
-FAMILIES = ("resnet", "vit")
-VARIANTS = ("published", "corrected")
 
 CIFAR10 = Normalise((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
 CINIC10 = Normalise((0.47889522, 0.47227842, 0.43047404), (0.24205776, 0.23828046, 0.25874835))
@@ -47,140 +40,79 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a recipe is made for: native shape (C, H, W), model family, and size (None: usual)."""
+class Published:
+    """How the published experiments prepare the images of a dataset.
 
-    shape: tuple[int, int, int]
-    family: str
-    image_size: int | None
-    corrected: bool
+    `sides`: usual side of a ResNet's and of a ViT's input (None: the images' own). For a ResNet in
+    training, `crop`: random crop (padding an eighth of the side) and mirror, `cutout`: Cutout of
+    half the side. `vit_crop`: a ViT trains on RandomResizedCrop, mirror, and .5/.5.
+    """
 
-    @property
-    def side(self) -> int:
-        return self.shape[1]
+    normalise: Normalise
+    sides: tuple[int, int] | None = None
+    crop: bool = False
+    cutout: bool = False
+    vit_crop: bool = False
 
-    @property
-    def vit(self) -> bool:
-        return self.family == "vit"
 
-    def size(self, resnet: int, vit: int) -> int:
-        """Return the side of the model's input: what was asked for, else the family's usual one."""
-        return self.image_size or (vit if self.vit else resnet)
+RECIPES = {
+    "digits": Published(DIGITS, (16, 16)),
+    "synthetic": Published(HALF),
+    "fashion_mnist": Published(PLAIN, (32, 224)),
+    "svhn": Published(HALF, (32, 224), cutout=True, vit_crop=True),
+    "cifar10": Published(CIFAR10, (32, 224), crop=True, cutout=True, vit_crop=True),
+    "cinic10": Published(CINIC10, (32, 224), crop=True, vit_crop=True),
+    "images": Published(HALF, crop=True, vit_crop=True),
+}
 
 
 def make_recipe(
     name: str, shape: tuple[int, int, int], family: str, image_size: int | None, variant: str
 ) -> Recipe:
-    """Return the recipe of dataset `name`; ConfigError for an unknown family or variant."""
+    """Return the recipe of dataset `name`, whose images have `shape` (C, H, W).
+
+    `image_size` None: the usual one. ConfigError for an unknown family or variant.
+    """
+    _check(family, image_size, variant)
+    published = RECIPES[name]
+    corrected = variant == "corrected"
+    vit = family == "vit"
+    channels, side, _ = shape
+    size = image_size or (published.sides[vit] if published.sides else side)
+    if vit and published.vit_crop:
+        scaled = _scaled(HALF, side, size)
+        # crops are placed uniformly, so the mirror may come first, where pixels are few
+        mirror: list[Step] = [] if name == "svhn" and corrected else [RandomFlip()]
+        train: list[Step] = [*mirror, HALF, RandomResizedCrop(size)]
+        return Recipe(Transform(train), Transform(scaled), (channels, size, size))
+    fashion = name == "fashion_mnist"
+    scaled = _scaled(FASHION_MNIST if fashion and corrected else published.normalise, side, size)
+    if fashion and vit:
+        scaled.append(Replicate(3))
+        channels = 3
+    before: list[Step] = [RandomCrop(max(1, side // 8)), RandomFlip()] if published.crop else []
+    after: list[Step] = [Cutout(size // 2)] if published.cutout else []
+    at_test: list[Step] = [RandomFlip()] if name == "cinic10" and not corrected else []
+    train = [*before, *scaled, *after]
+    return Recipe(Transform(train), Transform([*at_test, *scaled]), (channels, size, size))
+
+
+def _check(family: str, image_size: int | None, variant: str) -> None:
     problems = []
-    if family not in FAMILIES:
-        problems.append(
-            f"model family={family!r}: a recipe exists for {' and '.join(FAMILIES)}; set family to"
-            " one of them"
-        )
-    if variant not in VARIANTS:
-        problems.append(
-            f"dataset.transforms={variant!r}: must be published or corrected; use"
-            " dataset.transforms=published"
-        )
+    if family not in ("resnet", "vit"):
+        problems.append(f"model family={family!r}: a recipe exists for resnet and vit; use one")
+    if variant not in ("published", "corrected"):
+        rule = "must be published or corrected; use dataset.transforms=published"
+        problems.append(f"dataset.transforms={variant!r}: {rule}")
     if image_size is not None and image_size < 1:
-        problems.append(
-            f"model image_size={image_size}: must be at least 1 pixel; leave it out for the usual"
-            " size"
-        )
+        rule = "must be at least 1 pixel; leave it out for the usual size"
+        problems.append(f"model image_size={image_size}: {rule}")
     if problems:
         raise ConfigError(problems)
-    return RECIPES[name](Ask(shape, family, image_size, variant == "corrected"))
 
 
-def _scaled(normalise: Normalise, ask: Ask, size: int) -> list[Step]:
+def _scaled(normalise: Normalise, side: int, size: int) -> list[Step]:
     """Resize and normalise, which commute: normalise where the image is smaller."""
-    if size == ask.side:
+    if size == side:
         return [normalise]
-    return [normalise, Resize(size)] if size > ask.side else [Resize(size), normalise]
-
-
-def _recipe(train: Sequence[Step], test: Sequence[Step], channels: int, size: int) -> Recipe:
-    return Recipe(Transform(train), Transform(test), (channels, size, size))
-
-
-def _rescaled_crop(ask: Ask, size: int, flip: bool) -> Recipe:
-    """The ViT recipe: RandomResizedCrop, mirror, .5/.5; at test time a plain resize.
-
-    The mirror comes first, where pixels are few: crops are placed uniformly, so the distribution is
-    the same.
-    """
-    mirror: list[Step] = [RandomFlip()] if flip else []
-    train: list[Step] = [*mirror, HALF, RandomResizedCrop(size)]
-    return _recipe(train, _scaled(HALF, ask, size), 3, size)
-
-
-def _digits(ask: Ask) -> Recipe:
-    """8x8 shown at 16x16 (bilinear), scaled from 0..16, normalised; no augmentation."""
-    size = ask.size(resnet=16, vit=16)
-    steps = _scaled(DIGITS, ask, size)
-    return _recipe(steps, steps, 1, size)
-
-
-def _synthetic(ask: Ask) -> Recipe:
-    """Normalised with .5/.5; no augmentation, since the classes are fixed patterns."""
-    size = ask.size(resnet=ask.side, vit=ask.side)
-    steps = _scaled(HALF, ask, size)
-    return _recipe(steps, steps, ask.shape[0], size)
-
-
-def _fashion_mnist(ask: Ask) -> Recipe:
-    """Resized to 32 (ResNet) or to 224 in 3 channels (ViT); normalised only when corrected."""
-    size = ask.size(resnet=32, vit=224)
-    steps = _scaled(FASHION_MNIST if ask.corrected else PLAIN, ask, size)
-    if ask.vit:
-        steps = [*steps, Replicate(3)]
-    return _recipe(steps, steps, 3 if ask.vit else 1, size)
-
-
-def _svhn(ask: Ask) -> Recipe:
-    """ResNet: .5/.5, Cutout; ViT: RandomResizedCrop, .5/.5, and a mirror unless `corrected`."""
-    size = ask.size(resnet=32, vit=224)
-    if ask.vit:
-        return _rescaled_crop(ask, size, flip=not ask.corrected)
-    scaled = _scaled(HALF, ask, size)
-    return _recipe([*scaled, Cutout(size // 2)], scaled, 3, size)
-
-
-def _cifar10(ask: Ask) -> Recipe:
-    """ResNet: crop (padding 4), mirror, normalise, Cutout; ViT: rescaled crop, mirror, .5/.5."""
-    size = ask.size(resnet=32, vit=224)
-    if ask.vit:
-        return _rescaled_crop(ask, size, flip=True)
-    scaled = _scaled(CIFAR10, ask, size)
-    return _recipe([RandomCrop(4), RandomFlip(), *scaled, Cutout(size // 2)], scaled, 3, size)
-
-
-def _cinic10(ask: Ask) -> Recipe:
-    """As CIFAR-10 without Cutout; `published` mirrors at test time as well with a ResNet."""
-    size = ask.size(resnet=32, vit=224)
-    if ask.vit:
-        return _rescaled_crop(ask, size, flip=True)
-    scaled = _scaled(CINIC10, ask, size)
-    at_test: list[Step] = [] if ask.corrected else [RandomFlip()]
-    return _recipe([RandomCrop(4), RandomFlip(), *scaled], [*at_test, *scaled], 3, size)
-
-
-def _images(ask: Ask) -> Recipe:
-    """ResNet: crop (padding side / 8), mirror, .5/.5; ViT: RandomResizedCrop, mirror, .5/.5."""
-    size = ask.size(resnet=ask.side, vit=ask.side)
-    if ask.vit:
-        return _rescaled_crop(ask, size, flip=True)
-    scaled = _scaled(HALF, ask, size)
-    return _recipe([RandomCrop(max(1, ask.side // 8)), RandomFlip(), *scaled], scaled, 3, size)
-
-
-RECIPES = {
-    "digits": _digits,
-    "synthetic": _synthetic,
-    "fashion_mnist": _fashion_mnist,
-    "svhn": _svhn,
-    "cifar10": _cifar10,
-    "cinic10": _cinic10,
-    "images": _images,
-}
+    return [normalise, Resize(size)] if size > side else [Resize(size), normalise]

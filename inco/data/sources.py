@@ -11,20 +11,18 @@ from typing import Annotated
 import numpy as np
 
 from inco.data.dataset import Expected, Source
-from inco.data.fetch import Downloadable, check_md5, data_root
-from inco.data.readers import read_idx, read_npz
+from inco.data.fetch import Downloadable, check_md5
+from inco.data.readers import Arrays, read_idx, read_npz
 from inco.errors import ConfigError
 from inco.settings import COUNT, Transforms, at_least, checked, many
 
-Arrays = tuple[np.ndarray, np.ndarray]
 CIFAR_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 
 
 class Digits(Source):
-    """1,797 real handwritten digits of 8x8 pixels, values 0..16, inside the package: needs no file
-    and no network.
+    """1,797 handwritten digits of 8x8 pixels, values 0..16, that come with the package.
 
     The test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; UCI
     Machine Learning Repository, CC BY 4.0), in the order of scikit-learn's `load_digits`. Test: 360
@@ -39,10 +37,7 @@ class Digits(Source):
     known_digest = "9e4b015445a2d1b82c33d7c3baed31a850f89852facccf04f029298850da9ce3"
 
     @checked("dataset")
-    def __init__(
-        self,
-        transforms: Transforms = "published",
-    ) -> None:
+    def __init__(self, transforms: Transforms = "published") -> None:
         super().__init__(None, transforms)
 
     def read(self) -> tuple[Arrays, Arrays]:
@@ -50,14 +45,14 @@ class Digits(Source):
 
 
 class Synthetic(Source):
-    """Images made from a seed: each class is a smooth random pattern, each image its pattern plus
-    noise. Any size, no file.
+    """Images made from a seed: a smooth random pattern for each class, plus noise for each image.
 
-    Labels are balanced and shuffled; noise has a standard deviation of 48 grey levels.
+    Labels are balanced and shuffled; `noise` is its standard deviation in grey levels.
     """
 
     name = "synthetic"
     noise = 48.0
+    blank_images = True  # a tiny dark image may well be zero throughout
 
     @checked("dataset")
     def __init__(
@@ -89,7 +84,6 @@ class Synthetic(Source):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.classes = tuple(str(k) for k in range(num_classes))
         self.counts = (num_train, num_test)
-        self.blank_images = True  # a tiny dark image may well be zero throughout
         self.seed = seed
 
     def read(self) -> tuple[Arrays, Arrays]:
@@ -119,12 +113,10 @@ class Synthetic(Source):
 
 
 class FashionMNIST(Downloadable):
-    """Fashion-MNIST: 60,000 + 10,000 images of 1x28x28, 10 kinds of clothing (Xiao, Rasul,
-    Vollgraf, 2017).
+    """Fashion-MNIST: 60,000 + 10,000 images of 1x28x28 of clothing (Xiao, Rasul, Vollgraf, 2017).
 
-    Looked for in `root` (torchvision's FashionMNIST/raw, fashion-mnist, or the folder itself), then
-    where Debian's package dataset-fashion-mnist puts it. The content must be the original's, byte
-    for byte.
+    Also looked for where Debian's package dataset-fashion-mnist puts it. The content must be the
+    original's, byte for byte.
     """
 
     name = "fashion_mnist"
@@ -136,6 +128,8 @@ class FashionMNIST(Downloadable):
     counts = (60_000, 10_000)
     balanced = True
     known_digest = "21b303b534174981203c4820641c1482b0d4d234f68cd14ed6e4e3d0e1e17374"
+    torchvision_class = "FashionMNIST"
+    subfolders = ("FashionMNIST/raw", "fashion-mnist", "")
     debian = Path("/usr/share/datasets/fashion-mnist")
     files = (
         "train-images-idx3-ubyte",
@@ -157,14 +151,11 @@ class FashionMNIST(Downloadable):
         )
         return (images[:, None], labels), (test_images[:, None], test_labels)
 
-    def _download(self, root: str) -> None:
-        from torchvision.datasets import FashionMNIST as Torchvision
-
-        Torchvision(root, download=True)
-
     def _places(self) -> list[Path]:
-        root = data_root(self.root)
-        return [root / "FashionMNIST" / "raw", root / "fashion-mnist", root, self.debian]
+        return [*super()._places(), self.debian]
+
+    def _holds(self, place: Path) -> bool:
+        return all(self._file(place, name).is_file() for name in self.files)
 
     def _file(self, place: Path, name: str) -> Path:
         plain = place / name
@@ -178,17 +169,18 @@ class FashionMNIST(Downloadable):
 
 
 class SVHN(Downloadable):
-    """Street View House Numbers, cropped: 73,257 + 26,032 images of 3x32x32 (Netzer et al., 2011);
-    `extra` is not used.
+    """Street View House Numbers, cropped: 73,257 + 26,032 images of 3x32x32 (Netzer et al., 2011).
 
-    torchvision reads the two .mat files after comparing their MD5 with the published one, and maps
-    label 10 to 0.
+    The part `extra` is not used. torchvision reads the .mat files, and maps label 10 to 0.
     """
 
     name = "svhn"
     shape = (3, 32, 32)
     classes = tuple("0123456789")
     counts = (73_257, 26_032)
+    torchvision_class = "SVHN"
+    downloads = ({"split": "train"}, {"split": "test"})
+    subfolders = ("", "SVHN", "svhn")
     files = ("train_32x32.mat", "test_32x32.mat")
     sizes = (
         "182 MB, md5 e26dedcc434d2e4c54c9b2d4a06d8373",
@@ -200,30 +192,17 @@ class SVHN(Downloadable):
         return self._split(place, "train"), self._split(place, "test")
 
     def _split(self, place: Path, split: str) -> Arrays:
-        from torchvision.datasets import SVHN as Torchvision
-
-        _, name, md5 = Torchvision.split_list[split]
+        torchvision = self._torchvision()
+        _, name, md5 = torchvision.split_list[split]
         check_md5(place / name, md5)
-        loaded = Torchvision(str(place), split=split)
+        loaded = torchvision(str(place), split=split)
         return np.ascontiguousarray(loaded.data), loaded.labels
-
-    def _download(self, root: str) -> None:
-        from torchvision.datasets import SVHN as Torchvision
-
-        for split in ("train", "test"):
-            Torchvision(root, split=split, download=True)
-
-    def _places(self) -> list[Path]:
-        root = data_root(self.root)
-        return [root, root / "SVHN", root / "svhn"]
 
 
 class CIFAR10(Downloadable):
-    """CIFAR-10: 50,000 + 10,000 images of 3x32x32 (Krizhevsky, 2009), torchvision's folder or a
-    plain `cifar10.npz`.
+    """CIFAR-10: 50,000 + 10,000 images of 3x32x32 (Krizhevsky, 2009), as batches or `cifar10.npz`.
 
-    The original batches are pickles: none is opened before its MD5 is the published one, so nobody
-    else's pickle is ever run.
+    The original batches are pickles: none is opened before its MD5 is the published one.
     """
 
     name = "cifar10"
@@ -231,6 +210,8 @@ class CIFAR10(Downloadable):
     classes = CIFAR_CLASSES
     counts = (50_000, 10_000)
     balanced = True
+    torchvision_class = "CIFAR10"
+    subfolders = ("", "cifar10", "cifar10.npz")
     files = (
         *(f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)),
         "cifar-10-batches-py/test_batch",
@@ -240,29 +221,15 @@ class CIFAR10(Downloadable):
 
     def read(self) -> tuple[Arrays, Arrays]:
         place = self._fetched()
-        return read_npz(place) if place.suffix == ".npz" else self._read_batches(place)
-
-    def _read_batches(self, place: Path) -> tuple[Arrays, Arrays]:
-        from torchvision.datasets import CIFAR10 as Torchvision
-
-        meta = Torchvision.meta
-        pickles = [*Torchvision.train_list, *Torchvision.test_list, (meta["filename"], meta["md5"])]
+        if place.suffix == ".npz":
+            return read_npz(place)
+        torchvision = self._torchvision()
+        meta = torchvision.meta
+        pickles = [*torchvision.train_list, *torchvision.test_list, (meta["filename"], meta["md5"])]
         for name, md5 in pickles:
-            check_md5(place / Torchvision.base_folder / name, md5)
-        splits = [Torchvision(str(place), train=train) for train in (True, False)]
-        train, test = (
-            (split.data.transpose(0, 3, 1, 2), np.array(split.targets)) for split in splits
-        )
-        return train, test
-
-    def _download(self, root: str) -> None:
-        from torchvision.datasets import CIFAR10 as Torchvision
-
-        Torchvision(root, download=True)
-
-    def _places(self) -> list[Path]:
-        root = data_root(self.root)
-        return [root, root / "cifar10", root / "cifar10.npz"]
+            check_md5(place / torchvision.base_folder / name, md5)
+        train, test = [torchvision(str(place), train=train) for train in (True, False)]
+        return _channels_first(train.data, train.targets), _channels_first(test.data, test.targets)
 
     def _holds(self, place: Path) -> bool:
         return place.is_file() if place.suffix == ".npz" else super()._holds(place)
@@ -270,3 +237,7 @@ class CIFAR10(Downloadable):
     def _expected(self) -> list[Expected]:
         archive = Expected("or cifar10.npz", "x_train [50000,32,32,3], y_train, x_test, y_test")
         return [*super()._expected(), archive]
+
+
+def _channels_first(images: np.ndarray, labels: list[int]) -> Arrays:
+    return images.transpose(0, 3, 1, 2), np.array(labels)

@@ -1,52 +1,42 @@
-"""Batched image transforms: uint8 `[m, C, H, W]` in, float32 out, on the device of the images,
-every draw from one generator.
+"""Batched image transforms on the images' device: uint8 `[m, C, H, W]` in, float32 out.
 
-A transform is a list of steps. Steps that only move pixels (crop, flip) come first and work on
-bytes, four times cheaper than floats. `Normalise` and the resizing steps commute (interpolation
-weights sum to one), so a recipe normalises on whichever side of the resize has fewer pixels. All
-resizing is done in float32 and is not rounded back to 8 bits as PIL does: values differ from a PIL
-pipeline by at most about one grey level (1/255 before normalisation).
+Steps that only move pixels (crop, flip) come first and work on bytes, four times cheaper than
+floats. `Normalise` and the resizing steps commute (interpolation weights sum to one), so a recipe
+normalises on whichever side of the resize has fewer pixels. Resizing is in float32 and is not
+rounded back to 8 bits as PIL does: values differ from a PIL pipeline by at most about one grey
+level (1/255 before normalisation).
 """
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
+
+Step = Callable[[Tensor, Generator], Tensor]
+"""One batched operation on `[m, C, H, W]`; the generator supplies every random number."""
 
 
-class Step(Protocol):
-    """One batched operation on `[m, C, H, W]`; `generator` supplies every random draw."""
-
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor: ...
-
-
+@dataclass(frozen=True, eq=False)
 class Transform:
     """A sequence of steps: uint8 `[m, C, H, W]` -> float32 `[m, C', S, S]`.
 
-    The generator may live on the CPU or on the images' device; a CPU generator gives the same draws
-    on every device.
+    The generator may live on the CPU or on the images' device; a CPU generator draws the same
+    numbers for every device.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = tuple(steps)
+    steps: Sequence[Step]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        x = images
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         for step in self.steps:
-            x = step(x, generator)
-        return x
-
-    def __repr__(self) -> str:
-        return f"Transform({', '.join(map(repr, self.steps))})"
+            images = step(images, generator)
+        return images
 
 
-def integers(
-    high: int | Tensor, count: int, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Draw int64 `[count]`, uniform on `[0, high)`: one bound for all, or one per draw."""
+def integers(high: int | Tensor, count: int, generator: Generator, device: torch.device) -> Tensor:
+    """Draw int64 `[count]`, uniform on `[0, high)`: one bound for all, or one per number."""
     if isinstance(high, int):
         drawn = torch.randint(high, (count,), generator=generator, device=generator.device)
         return drawn.to(device)
@@ -54,117 +44,103 @@ def integers(
     return torch.minimum((uniform((count,), generator, device) * high).long(), high - 1)
 
 
-def uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw float32 values uniform on `[0, 1)` of the given shape, on `device`."""
+def uniform(shape: tuple[int, ...], generator: Generator, device: torch.device) -> Tensor:
+    """Draw float32 values of the given shape, uniform on `[0, 1)`."""
     return torch.rand(shape, generator=generator, device=generator.device).to(device)
 
 
+@dataclass(frozen=True, eq=False)
 class RandomCrop:
     """Zero-pad by `pad` on each side, then cut a window of the original size at a random place."""
 
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
+    pad: int
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        m = len(x)
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         reach = 2 * self.pad + 1
-        top = integers(reach, m, generator, x.device)
-        left = integers(reach, m, generator, x.device)
+        top = integers(reach, len(x), generator, x.device)
+        left = integers(reach, len(x), generator, x.device)
         return shift_crop(x, self.pad, top, left)
-
-    def __repr__(self) -> str:
-        return f"RandomCrop(pad={self.pad})"
 
 
 def shift_crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
-    """Cut the window at (`top`, `left`) `[m]`, in `0..2 pad`, of each zero-padded image at once."""
+    """Cut the window at (`top`, `left`), `[m]` in `0..2 pad`, of each zero-padded image."""
     height, width = x.shape[-2:]
     # a view: [m, C, 2p+1, 2p+1, H, W]
     windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
+@dataclass(frozen=True, eq=False)
 class RandomFlip:
     """Mirror each image left to right with probability one half."""
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         mirrored = uniform((len(x), 1, 1, 1), generator, x.device) < 0.5
         return torch.where(mirrored, x.flip(-1), x)
 
-    def __repr__(self) -> str:
-        return "RandomFlip()"
+
+Constants = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
 class Normalise:
     """Map bytes to `(x / full - mean) / std`, per channel, in float32; `full` is the top byte."""
 
-    def __init__(
-        self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), full: float = 255.0
-    ) -> None:
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.full = full
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    full: float = 255.0
+    _on: dict[torch.device, Constants] = field(default_factory=dict, init=False, repr=False)
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        scale, shift = self._constants(x.device)
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        # kept for each device: a copy would make a GPU wait
+        if x.device not in self._on:
+            self._on[x.device] = self._constants(x.device)
+        scale, shift = self._on[x.device]
         return x.float().mul(scale).add_(shift)
 
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, [1, C, 1, 1]; made once a device, as a copy makes a GPU wait."""
-        if device not in self._on:
-            mean = torch.tensor(self.mean, dtype=torch.float64).view(1, -1, 1, 1)
-            std = torch.tensor(self.std, dtype=torch.float64).view(1, -1, 1, 1)
-            scale = 1 / (self.full * std)
-            shift = -mean / std
-            self._on[device] = (scale.float().to(device), shift.float().to(device))
-        return self._on[device]
-
-    def __repr__(self) -> str:
-        return f"Normalise(mean={self.mean}, std={self.std}, full={self.full:g})"
+    def _constants(self, device: torch.device) -> Constants:
+        """Return scale and shift, [1, C, 1, 1]."""
+        mean = torch.tensor(self.mean, dtype=torch.float64).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float64).view(1, -1, 1, 1)
+        scale = 1 / (self.full * std)
+        shift = -mean / std
+        return scale.float().to(device), shift.float().to(device)
 
 
+@dataclass(frozen=True, eq=False)
 class Resize:
     """Resize to `size` x `size`, bilinear; antialiased when it shrinks, as torchvision does."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    size: int
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         shrinks = self.size < max(x.shape[-2:])
         size = (self.size, self.size)
         return F.interpolate(x.float(), size, mode="bilinear", antialias=shrinks)
 
-    def __repr__(self) -> str:
-        return f"Resize({self.size})"
 
-
+@dataclass(frozen=True, eq=False)
 class Replicate:
     """Repeat a single channel `channels` times: `[m, 1, H, W]` -> `[m, channels, H, W]`."""
 
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
+    channels: int
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         return x.expand(-1, self.channels, -1, -1).contiguous()
 
-    def __repr__(self) -> str:
-        return f"Replicate({self.channels})"
 
-
+@dataclass(frozen=True, eq=False)
 class Cutout:
-    """Zero one square of side `length` in each image, centred at a uniform pixel, clipped at the
-    border, all channels.
+    """Zero a square of side `length`, centred at a uniform pixel and clipped at the border.
 
     Works after normalisation, so the square holds the channel mean. Rows `[y - length/2, y +
     length/2)`, likewise columns. DeVries and Taylor, "Improved Regularization of Convolutional
     Neural Networks with Cutout", 2017.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    length: int
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         height, width = x.shape[-2:]
         y = integers(height, len(x), generator, x.device)
         column = integers(width, len(x), generator, x.device)
@@ -175,38 +151,27 @@ class Cutout:
         offset = torch.arange(size, device=centre.device) - centre[:, None]  # [m, size]
         return (offset >= -(self.length // 2)) & (offset < self.length // 2)
 
-    def __repr__(self) -> str:
-        return f"Cutout({self.length})"
 
-
+@dataclass(frozen=True, eq=False)
 class RandomResizedCrop:
-    """Cut a random rectangle of each image and resize it to `size` x `size`: torchvision's rule,
-    for a whole batch.
+    """torchvision's RandomResizedCrop for a whole batch: a random rectangle of each image, resized.
 
     Area uniform in `scale` (share of the image), log of the aspect ratio uniform in `ratio`; the
-    first of ten tries that fits is taken, else the centre. Bilinear with antialias through two
-    small matrices per image (rows, columns); the weights are PIL's, the result is not rounded to 8
-    bits. Szegedy et al., "Going deeper with convolutions", 2015.
+    first of `tries` that fits is taken, else the centre. Bilinear with antialias; the weights are
+    PIL's. Szegedy et al., "Going deeper with convolutions", 2015.
     """
 
-    tries = 10
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    tries: int = 10
 
-    def __init__(
-        self,
-        size: int,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    ) -> None:
-        self.size = size
-        self.scale = scale
-        self.ratio = ratio
-
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         top, left, height, width = self.draw(len(x), x.shape[-2], x.shape[-1], generator, x.device)
         return crop_resize(x.float(), top, left, height, width, self.size)
 
     def draw(
-        self, m: int, rows: int, columns: int, generator: torch.Generator, device: torch.device
+        self, m: int, rows: int, columns: int, generator: Generator, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw (top, left, height, width), int64 `[m]` each, for images of `rows` x `columns`."""
         draws = uniform((2, m, self.tries), generator, device)
@@ -236,10 +201,6 @@ class RandomResizedCrop:
         if columns / rows > high:
             return rows, round(rows * high)
         return rows, columns
-
-    def __repr__(self) -> str:
-        ratio = f"({self.ratio[0]:.4g}, {self.ratio[1]:.4g})"
-        return f"RandomResizedCrop({self.size}, scale={self.scale}, ratio={ratio})"
 
 
 def crop_resize(

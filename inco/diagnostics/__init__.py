@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,10 @@ Deltas = Callable[[], Mapping[str, Tensor]]
 """A client's delta (local minus received) by tensor name, made when asked for; empty for a model of
 the server.
 """
+Gather = Callable[[Any], list[Any]]
+"""Return every worker's value, the same list on each."""
+Measured = tuple[dict[str, float], dict[str, np.ndarray]]
+"""The metrics and the arrays of a round."""
 
 
 class Subject(NamedTuple):
@@ -33,7 +40,7 @@ class Subject(NamedTuple):
 
 
 class NoDiagnostics:
-    """Measure nothing. Others say otherwise, here and there.
+    """Measure nothing; the base of all diagnostics.
 
     `probe`: images to bind; `arrays`: what the last round has left to keep, by kind and name.
     """
@@ -57,11 +64,43 @@ class NoDiagnostics:
         a capacity's (`client` is -1).
         """
 
-    def on_round(
-        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
-    ) -> dict[str, float]:
-        """Return the round's extra metrics.
-
-        `step`: if "server" is watched; `gather`: every worker's value, the same list on each.
-        """
+    def on_round(self, round: int, step: ServerStep | None, gather: Gather) -> dict[str, float]:
+        """Return the round's extra metrics; `step` is given if "server" is watched."""
         return {}
+
+
+class Periodic(NoDiagnostics):
+    """Diagnostics of one `kind`, in the first round and in each that `every` divides.
+
+    `watched`: what is to be seen then.
+    """
+
+    kind: str
+    every: int
+    watched: Set[str]
+    _spent = 0.0  # seconds in this round
+
+    def watch(self, round: int) -> Set[str]:
+        return self.watched if round == 1 or round % self.every == 0 else frozenset()
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of a block as spent on diagnostics."""
+        began = time.perf_counter()
+        yield
+        self._spent += time.perf_counter() - began
+
+    def on_round(self, round: int, step: ServerStep | None, gather: Gather) -> dict[str, float]:
+        self.arrays = {}
+        if not self.watch(round):
+            return {}
+        with self.timed():
+            metrics, arrays = self.measure(step, gather)
+        self.arrays = {self.kind: arrays}
+        metrics[f"time/{self.kind}_s"] = self._spent
+        self._spent = 0.0
+        return metrics
+
+    @abstractmethod
+    def measure(self, step: ServerStep | None, gather: Gather) -> Measured:
+        """Return what is found in a round that is watched."""

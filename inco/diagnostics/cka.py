@@ -1,18 +1,16 @@
-"""`diagnostics=cka`: how alike models are, layer by layer, on one fixed set of images (the paper's
-Figures 1, 2 and 10).
-"""
+"""`diagnostics=cka`: how alike models are by layer, on one set of images (Figures 1, 2 and 10)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inco.diagnostics import Deltas, NoDiagnostics, Subject
+from inco.diagnostics import Deltas, Gather, Measured, Periodic, Subject
 from inco.diagnostics.similarity import cka, gram
 from inco.errors import ConfigError
 from inco.settings import Every, at_least, checked
@@ -30,11 +28,13 @@ class Seen(NamedTuple):
     grams: Mapping[str, Tensor]
 
 
-class CKA(NoDiagnostics):
+class CKA(Periodic):
     """Linear CKA of every pair of models at every tap.
 
-    The cost is a forward pass of `images` images a model.
+    The cost is a forward pass of `images` images per model.
     """
+
+    kind = "cka"
 
     @checked("diagnostics")
     def __init__(
@@ -66,15 +66,11 @@ class CKA(NoDiagnostics):
         self.every = every
         self.probe = images
         self.batch = batch
+        self.watched = frozenset({models})
         self.models = models
         self.estimator = estimator
         self.most = most
-        self._images = torch.empty(0)
-        self._taps: Sequence[Mapping[str, str]] = ()
-        self._names: Sequence[str] = ()
         self._seen: list[Seen] = []
-        self._spent = 0.0
-        self.arrays = {}
 
     def bind(self, subject: Subject) -> None:
         self._images = subject.images
@@ -91,16 +87,13 @@ class CKA(NoDiagnostics):
                 " diagnostics=none"
             )
 
-    def watch(self, round: int) -> frozenset[str]:
-        return frozenset({self.models} if round == 1 or round % self.every == 0 else ())
-
     def observe(
         self, position: int, client: int, level: int, model: nn.Module, deltas: Deltas
     ) -> None:
         if position < self.most and (client < 0) == (self.models == "capacities"):
-            began = time.perf_counter()
-            self._seen.append(Seen(position, client, level, self._grams(model, self._taps[level])))
-            self._spent += time.perf_counter() - began
+            with self.timed():
+                grams = self._grams(model, self._taps[level])
+            self._seen.append(Seen(position, client, level, grams))
 
     @torch.no_grad()
     def _grams(self, model: nn.Module, taps: Mapping[str, str]) -> dict[str, Tensor]:
@@ -120,16 +113,9 @@ class CKA(NoDiagnostics):
                 hook.remove()
         return {tap: torch.stack(grams) for tap, grams in found.items()}
 
-    def on_round(
-        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
-    ) -> dict[str, float]:
-        self.arrays = {}
-        if not self.watch(round):
-            return {}
-        began = time.perf_counter()
-        seen = sorted(
-            (one for part in gather(self._seen) for one in part), key=lambda one: one.position
-        )
+    def measure(self, step: ServerStep | None, gather: Gather) -> Measured:
+        everywhere: list[Seen] = list(chain.from_iterable(gather(self._seen)))
+        seen = sorted(everywhere, key=lambda one: one.position)
         self._seen = []
         arrays = {
             "client": np.array([one.client for one in seen]),
@@ -138,21 +124,17 @@ class CKA(NoDiagnostics):
         }
         metrics: dict[str, float] = {}
         for tap in dict.fromkeys(tap for one in seen for tap in one.grams):
-            matrix = arrays[f"cka/{tap}"] = self._matrix(tap, seen)
+            matrix = self._matrix(tap, seen)
+            arrays[f"cka/{tap}"] = matrix
             pairs = matrix[np.triu_indices(len(seen), 1)]
             if np.isfinite(pairs).any():
                 metrics[f"cka/{tap}"] = float(np.nanmean(pairs))
-        self.arrays = {"cka": arrays}
-        spent, self._spent = self._spent + time.perf_counter() - began, 0.0
-        return metrics | {"time/cka_s": spent}
+        return metrics, arrays
 
     def _matrix(self, tap: str, seen: Sequence[Seen]) -> np.ndarray:
-        """Return the similarity of every pair at one tap, [models, models]; NaN for models without
-        it.
-        """
+        """Return the similarity of every pair, [models, models]; NaN for models without the tap."""
         have = [k for k, one in enumerate(seen) if tap in one.grams]
+        grams = torch.stack([seen[k].grams[tap] for k in have])
         matrix = np.full((len(seen), len(seen)), np.nan)
-        matrix[np.ix_(have, have)] = cka(
-            torch.stack([seen[k].grams[tap] for k in have]), self.estimator
-        ).numpy()
+        matrix[np.ix_(have, have)] = cka(grams, self.estimator).numpy()
         return matrix

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Set
+from typing import Annotated, Literal
 
 from torch import nn
 
-from inco.diagnostics import Deltas, NoDiagnostics, Subject
+from inco.diagnostics import Deltas, Gather, NoDiagnostics, Subject
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.gradients import Gradients
 from inco.settings import LAYERS, Every, at_least, checked
@@ -57,13 +57,12 @@ class Everything(NoDiagnostics):
             Gradients(every, layers, pairs, values),
         )
         self.probe = images
-        self.arrays = {}
 
     def bind(self, subject: Subject) -> None:
         for part in self.parts:
             part.bind(subject)
 
-    def watch(self, round: int) -> frozenset[str]:
+    def watch(self, round: int) -> Set[str]:
         return frozenset().union(*(part.watch(round) for part in self.parts))
 
     def observe(
@@ -72,9 +71,7 @@ class Everything(NoDiagnostics):
         for part in self.parts:
             part.observe(position, client, level, model, deltas)
 
-    def on_round(
-        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
-    ) -> dict[str, float]:
+    def on_round(self, round: int, step: ServerStep | None, gather: Gather) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for part in self.parts:
             metrics |= part.on_round(round, step, gather)

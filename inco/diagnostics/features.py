@@ -1,6 +1,4 @@
-"""What is measured of finished models: how far features lie apart by capacity, and the loss around
-the weights.
-"""
+"""Measures of finished models: distance of features by capacity, loss around the weights."""
 
 from __future__ import annotations
 

@@ -1,35 +1,34 @@
-"""`diagnostics=gradients`: how updates are distributed, and how layers' updates lie to each other
-(the paper's Figures 2, 3, 9, Table 4).
+"""`diagnostics=gradients`: distributions and cross-layer products of a round's updates.
 
-The paper calls the deltas of a round gradients; so does this module.
+For the paper's Figures 2, 3, 9 and Table 4. The paper calls a round's deltas gradients.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inco.diagnostics import Deltas, NoDiagnostics, Subject
+from inco.diagnostics import Deltas, Gather, Measured, Periodic, Subject
 from inco.diagnostics.histogram import count, edges
 from inco.errors import ConfigError
-from inco.flat import Layout
 from inco.settings import LAYERS, Every, at_least, checked
-from inco.types import Pair, ServerStep
+from inco.types import ServerStep
 
 
-class Gradients(NoDiagnostics):
-    """Histograms of deltas and of the aggregated update, its norm by layer, and Theorem 3.1's theta
-    and beta, whatever the transform.
+class Gradients(Periodic):
+    """Histograms of deltas and of the aggregated update, its norms, and theta and beta.
 
     Of an update with more than `values` numbers the same columns are kept in every run. Metrics of
     a layer are there where somebody has sent it. Chan et al., ICLR 2024, Internal Cross-layer
     Gradients, Section 2.2 and Theorem 3.1.
     """
+
+    kind = "gradients"
+    watched = frozenset({"clients", "server"})
 
     @checked("diagnostics")
     def __init__(
@@ -54,23 +53,18 @@ class Gradients(NoDiagnostics):
         self.layers = layers
         self.style = pairs
         self.values = values
-        self.arrays = {}
-        self._names: list[str] = []  # the server's tensors
-        self._pairs: list[Pair] = []
-        self._params = Layout(())
         self._edges = edges()
         self._counts: dict[str, Tensor] = {}
-        self._spent = 0.0
 
     def bind(self, subject: Subject) -> None:
         self._params = subject.params
-        every = list(subject.pairs(self.style))
-        both = {name for pair in every for name in (pair.target, pair.reference)}
+        pairs = subject.pairs(self.style)
+        paired = {name for pair in pairs for name in (pair.target, pair.reference)}
         if self.layers == "auto":
-            self._names = [name for name in subject.params.entries if name in both]
+            self._names = [name for name in subject.params.entries if name in paired]
         else:
             self._names = [name for layer in self.layers for name in self._tensors(layer)]
-        self._pairs = [pair for pair in every if pair.target in self._names]
+        self._pairs = [pair for pair in pairs if pair.target in self._names]
         if not self._names:
             raise ConfigError(
                 "diagnostics.layers=auto: this model has no cross-layer pairs; name layers, as"
@@ -78,20 +72,14 @@ class Gradients(NoDiagnostics):
             )
 
     def _tensors(self, layer: str) -> list[str]:
-        """Return the server's tensors of a layer: one, or with a model for each size one in
-        each.
-        """
+        """Return the server's tensors of a layer: one, or one of each model that the server has."""
         layer = _layer(layer)
-        found = [
-            name for name in self._params.entries if layer in (_layer(name), _local(_layer(name)))
-        ]
+        names = list(self._params.entries)
+        found = [name for name in names if layer in (_layer(name), _local_layer(name))]
         if not found:
-            known = ", ".join(dict.fromkeys(_local(_layer(name)) for name in self._params.entries))
+            known = ", ".join(dict.fromkeys(map(_local_layer, names)))
             raise ConfigError(f"diagnostics.layers: the model has no layer {layer}; it has {known}")
         return found
-
-    def watch(self, round: int) -> frozenset[str]:
-        return frozenset({"clients", "server"} if round == 1 or round % self.every == 0 else ())
 
     @torch.no_grad()
     def observe(
@@ -99,50 +87,41 @@ class Gradients(NoDiagnostics):
     ) -> None:
         if client < 0:
             return
-        began = time.perf_counter()
-        held = deltas()
-        at = self._edges.to(next(iter(held.values())).device)
-        for name in dict.fromkeys(map(_local, self._names)):
-            if name in held:
-                self._counts[_layer(name)] = (
-                    self._counts.get(_layer(name), 0) + count(held[name], at).cpu()
-                )
-        self._spent += time.perf_counter() - began
+        with self.timed():
+            held = {_layer(name): delta for name, delta in deltas().items()}
+            for layer in dict.fromkeys(map(_local_layer, self._names)):
+                if layer in held:
+                    counts = self._count(held[layer])
+                    self._counts[layer] = self._counts.get(layer, 0) + counts
+
+    def _count(self, values: Tensor) -> Tensor:
+        return count(values, self._edges.to(values.device)).cpu()
 
     @torch.no_grad()
-    def on_round(
-        self, round: int, step: ServerStep | None, gather: Callable[[Any], list[Any]]
-    ) -> dict[str, float]:
-        self.arrays = {}
-        if step is None or not self.watch(round):
-            return {}
-        began = time.perf_counter()
+    def measure(self, step: ServerStep | None, gather: Gather) -> Measured:
+        assert step is not None  # "server" is watched
         arrays = {"edges": self._edges.double().numpy()} | self._clients(gather(self._counts))
         self._counts = {}
-        metrics = self._updates(step.given, arrays) | self._mixing(step.given, arrays)
-        self.arrays = {"gradients": arrays}
-        spent, self._spent = self._spent + time.perf_counter() - began, 0.0
-        return metrics | {"time/gradients_s": spent}
+        metrics = self._updates(step.update, arrays) | self._mixing(step.update, arrays)
+        return metrics, arrays
 
     def _clients(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
         """Add up what the workers have counted, layers in the model's order."""
-        layers = dict.fromkeys(_local(_layer(name)) for name in self._names)
-        counts = {
-            layer: [part[layer].numpy() for part in parts if layer in part] for layer in layers
-        }
-        return {
-            f"clients/{layer}": np.sum(found, axis=0) for layer, found in counts.items() if found
-        }
+        out = {}
+        for layer in dict.fromkeys(map(_local_layer, self._names)):
+            counts = [part[layer].numpy() for part in parts if layer in part]
+            if counts:
+                out[f"clients/{layer}"] = np.sum(counts, axis=0)
+        return out
 
     def _updates(self, update: Tensor, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Add histograms and values of the layers that somebody has sent; return their norms."""
         metrics = {}
-        at = self._edges.to(update.device)
         for name in self._names:
             part = self._params.view(update, name)
             layer = _layer(name)
             if part.any():
-                arrays[f"update/{layer}"] = count(part, at).cpu().numpy()
+                arrays[f"update/{layer}"] = self._count(part).numpy()
                 if self.values:
                     arrays[f"values/{layer}"] = sample(part, self.values).cpu().numpy()
                 metrics[f"gradients/norm/{layer}"] = float(torch.linalg.vector_norm(part))
@@ -153,21 +132,18 @@ class Gradients(NoDiagnostics):
         theta, and the share of beta > 0.
         """
         metrics = {}
-        at = self._edges.to(update.device)
         for pair in self._pairs:
             target = self._params.view(update, pair.target)
-            reference = self._params.view(update, pair.reference)
-            if target.any():
-                layer = _layer(pair.target)
-                (alpha, beta) = kernel_products(target, reference)
-                theta = torch.where(alpha > 0, beta / alpha, 0.0)
-                arrays[f"beta/{layer}"], arrays[f"theta/{layer}"] = (
-                    count(x, at).cpu().numpy() for x in (beta, theta)
-                )
-                metrics[f"gradients/theta/{layer}"] = float(theta.mean())
-                metrics[f"gradients/beta_positive/{layer}"] = 100 * float(
-                    (beta > 0).double().mean()
-                )
+            if not target.any():
+                continue
+            alpha, beta = kernel_products(target, self._params.view(update, pair.reference))
+            theta = torch.where(alpha > 0, beta / alpha, 0.0)
+            layer = _layer(pair.target)
+            arrays[f"beta/{layer}"] = self._count(beta).numpy()
+            arrays[f"theta/{layer}"] = self._count(theta).numpy()
+            metrics[f"gradients/theta/{layer}"] = float(theta.mean())
+            share = (beta > 0).double().mean()
+            metrics[f"gradients/beta_positive/{layer}"] = 100 * float(share)
         return metrics
 
 
@@ -177,30 +153,24 @@ def kernel_products(target: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
     Theorem 3.1; a kernel is what the published code treats by itself.
     """
-    kernel = tuple(range(2, target.ndim)) if target.ndim > 2 else tuple(range(target.ndim))
-    pair = (
-        reference.double().square().sum(kernel),
-        (reference.double() * target.double()).sum(kernel),
-    )
-    return pair[0].reshape(-1), pair[1].reshape(-1)
+    kernel = tuple(range(2 if target.ndim > 2 else 0, target.ndim))
+    g_0 = reference.double()
+    alpha = g_0.square().sum(kernel)
+    beta = (g_0 * target.double()).sum(kernel)
+    return alpha.reshape(-1), beta.reshape(-1)
 
 
 def sample(update: Tensor, most: int) -> Tensor:
-    """Return a layer's update as a matrix, one row an output channel, with at most `most` numbers
-    (but one column at least).
+    """Return a layer's update as a matrix, one row per output channel, of at most `most` numbers.
 
-    The columns that are left of a larger one are the same for all updates of its shape, in every
-    run.
+    It keeps one column at least, and the same columns of all updates of its shape, in every run.
     """
     matrix = update.reshape(len(update), -1)
     columns = max(1, most // len(matrix))
     if columns >= matrix.shape[1]:
         return matrix
-    chosen = (
-        torch.randperm(matrix.shape[1], generator=torch.Generator().manual_seed(0))[:columns]
-        .sort()
-        .values
-    )
+    stream = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(matrix.shape[1], generator=stream)[:columns].sort().values
     return matrix[:, chosen.to(matrix.device)]
 
 
@@ -208,8 +178,6 @@ def _layer(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _local(name: str) -> str:
-    """Return a tensor's name on a client: without the model's own prefix where the server has
-    several.
-    """
-    return name.rpartition("/")[2]
+def _local_layer(name: str) -> str:
+    """Return the layer's name on a client: the server may have a prefix for each of its models."""
+    return _layer(name).rpartition("/")[2]

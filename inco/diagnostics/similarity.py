@@ -18,9 +18,7 @@ Estimator = Literal["biased", "unbiased"]
 
 
 def gram(activations: Tensor) -> Tensor:
-    """Return the inner products of every pair of examples, [m, ...] -> [m, m] in float64; all but
-    the first dimension are features.
-    """
+    """Return the inner products of every pair of examples, [m, ...] -> [m, m] in float64."""
     rows = activations.flatten(1).double()
     return rows @ rows.T
 
@@ -47,9 +45,7 @@ def prepared(grams: Tensor, estimator: Estimator) -> Tensor:
 
 
 def hsic(grams: Tensor, others: Tensor, estimator: Estimator) -> Tensor:
-    """Return HSIC of every pair of two lists of Gram matrices, [a, m, m] and [b, m, m] -> [a,
-    b].
-    """
+    """Return HSIC of every pair of two lists of Gram matrices, [a, m, m], [b, m, m] -> [a, b]."""
     m = grams.shape[-1]
     factor = (m - 1) ** 2 if estimator == "biased" else m * (m - 3)
     return prepared(grams, estimator) @ prepared(others, estimator).T / factor

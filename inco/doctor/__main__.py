@@ -1,6 +1,4 @@
-"""`python -m inco.doctor`: what this machine is, and whether InCo computes rightly on it; in under
-a minute.
-"""
+"""`python -m inco.doctor`: what this machine is, and whether InCo computes rightly on it."""
 
 from __future__ import annotations
 
@@ -17,20 +15,12 @@ _MARK = {True: "ok", False: "WRONG", None: ""}
 
 def lines() -> Iterator[Line]:
     """Yield the lines of all checks as they are found."""
-    for check in (
-        checks.versions,
-        checks.hardware,
-        checks.products,
-        checks.runs,
-        checks.tracker,
-        checks.data,
-    ):
+    for check in checks.ALL:
         try:
             yield from check()
         except subprocess.TimeoutExpired as late:
-            yield Line(
-                check.__name__, f"no answer in {late.timeout:g} s; is the machine busy?", False
-            )
+            text = f"no answer in {late.timeout:g} s; is the machine busy?"
+            yield Line(check.__name__, text, False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,13 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m inco.doctor", description=__doc__).parse_args(arguments)
     wrong = 0
     for line in lines():
-        print(f"{_MARK[line.fine]:<6}{line.what:<11}{line.said}", flush=True)
-        wrong += line.fine is False
-    print(
-        "\nall right"
-        if not wrong
-        else f"\n{wrong} of these lines say what is wrong, and what to do"
-    )
+        print(f"{_MARK[line.right]:<6}{line.label:<11}{line.text}", flush=True)
+        wrong += line.right is False
+    end = f"{wrong} of these lines say what is wrong, and what to do" if wrong else "all right"
+    print(f"\n{end}")
     return int(wrong > 0)
 
 

@@ -27,9 +27,7 @@ ATTENTION = "_scaled_dot_product_"
 
 
 class Beside(TorchDispatchMode):
-    """Computes every product a second time in float64, without oneDNN, and keeps the largest
-    distance.
-    """
+    """Computes every product again in float64 without oneDNN, and keeps the largest distance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,40 +40,36 @@ class Beside(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        out = func(*args, **named)
         name = func.overloadpacket.__name__
-        if name in LINEAR or name.startswith(ATTENTION):
-            with torch.backends.mkldnn.flags(enabled=False):
-                exact = func(*_each(args, Tensor.double), **(kwargs or {}))
+        if name not in LINEAR and not name.startswith(ATTENTION):
+            return out
+        with torch.backends.mkldnn.flags(enabled=False):
+            exact = func(*_each(args, Tensor.double), **named)
+            terms = exact
+            if name in LINEAR:
                 # what the terms amount to: BatchNorm makes sums of which next to nothing is left
-                terms = (
-                    func(*_each(args, lambda t: t.double().abs()), **(kwargs or {}))
-                    if name in LINEAR
-                    else exact
-                )
-            self.farthest = max(
-                self.farthest,
-                *(_far(*each) for each in zip(*map(_results, (out, exact, terms)), strict=True)),
-            )
+                terms = func(*_each(args, lambda t: t.double().abs()), **named)
+        results = zip(_floats(out), _floats(exact), _floats(terms), strict=True)
+        self.farthest = max(self.farthest, *(_distance(*each) for each in results))
         return out
 
 
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _each(args: Sequence[Any], change: Callable[[Tensor], Tensor]) -> list[Any]:
-    return [change(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    return [change(a) if _is_float(a) else a for a in args]
 
 
-def _results(out: Any) -> list[Tensor]:
-    return [
-        o
-        for o in (out if isinstance(out, tuple) else (out,))
-        if isinstance(o, Tensor) and o.is_floating_point()
-    ]
+def _floats(out: Any) -> list[Tensor]:
+    return [o for o in (out if isinstance(out, tuple) else (out,)) if _is_float(o)]
 
 
-def _far(result: Tensor, exact: Tensor, terms: Tensor) -> float:
-    """Return how far a result is from the exact one, as a part of the length of `terms`; infinity
-    where it is no number.
-    """
+def _distance(result: Tensor, exact: Tensor, terms: Tensor) -> float:
+    """Return how far a result is from the exact one, relative to `terms`; infinity for NaN."""
     gap = float(torch.linalg.vector_norm(result.double() - exact))
     return inf if isnan(gap) else gap / max(float(torch.linalg.vector_norm(terms)), 1e-30)
 
@@ -95,30 +89,26 @@ def step_distance(
     it.
     """
     task = ClientTask(0, 1, 0, torch.arange(len(y)), classes)
-    plain_pass(bound.model, objective, x, y, task, precision)[
-        1
-    ].backward()  # as in training: nothing between the operations
-    with Beside() as beside:
+
+    def step() -> None:
         plain_pass(bound.model, objective, x, y, task, precision)[1].backward()
+
+    step()  # as in training: nothing between the operations
+    with Beside() as beside:
+        step()
     return beside.farthest
 
 
 def _models() -> Iterator[tuple[tuple[int, int, int], nn.Module]]:
-    """Yield a few models and the shape of their images: narrow and wide, small maps and large
-    ones.
-    """
+    """Yield models and the shape of their images: narrow and wide, small maps and large ones."""
+    blocks = [1, 1, 1, 1]
     for widths in ([2, 4, 4, 8], [12, 16, 20, 24], [16, 32, 64, 128]):
         for shape in ((1, 8, 8), (3, 64, 64)):
-            yield (
-                shape,
-                ResNetFamily([1, 1, 1, 1], widths, "small", shape=shape, num_classes=5).build(),
-            )
-    yield (
-        (3, 32, 32),
-        ResNetFamily([1, 1, 1, 1], [64, 128, 256, 512], shape=(3, 32, 32), num_classes=5).build(),
-    )
+            yield shape, ResNetFamily(blocks, widths, "small", shape=shape, num_classes=5).build()
+    shape = (3, 32, 32)
+    yield shape, ResNetFamily(blocks, [64, 128, 256, 512], shape=shape, num_classes=5).build()
     yield (1, 28, 28), CNNFamily([16, 32], 64, shape=(1, 28, 28), num_classes=5).build()
-    yield (3, 32, 32), ViTFamily(2, 64, 4, 8, 32, shape=(3, 32, 32), num_classes=5).build()
+    yield shape, ViTFamily(2, 64, 4, 8, 32, shape=shape, num_classes=5).build()
 
 
 def look() -> dict[str, float]:

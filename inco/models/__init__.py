@@ -1,3 +1,1 @@
-"""Models: each family builds the global model and its smaller relatives, and states axes, taps and
-cross-layer pairs.
-"""
+"""Models: each family builds the global model and its relatives, and names axes, taps and pairs."""

@@ -1,10 +1,10 @@
-"""What the rest of the house asks of a model family, and what all families share."""
+"""What a model family offers the other parts, and what all families share."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inco.errors import ConfigError, DataError
 from inco.flat import Axes
 from inco.seeding import seed_for
-from inco.types import Pair
+from inco.types import Output, Pair
 
 
 class Group(NamedTuple):
@@ -47,12 +47,23 @@ class Form:
     batch_stats: bool = False
     exits: tuple[int, ...] = ()
 
+    def sizes_of(self, groups: Mapping[str, Group]) -> dict[str, int]:
+        """Return the number of channels of each group."""
+        return {name: self.sizes.get(name, group.size) for name, group in groups.items()}
+
+    def heads(self, blocks: int, most: int) -> tuple[list[int], bool]:
+        """Return after which of its `blocks` (of `most`) a relative has heads, and whether the last
+        of them is its classifier.
+        """
+        within = [e for e in self.exits if e <= blocks]
+        return within, blocks in within and blocks < most
+
 
 PLAIN = Form()
 
 
 class Scaler(nn.Module):
-    """Divide by `rate` (Diao et al., ICLR 2021, Section 3; Ilhan et al., CVPR 2023). No parameters.
+    """Divide by `rate` (Diao et al., ICLR 2021, Section 3; Ilhan et al., CVPR 2023).
 
     HeteroFL's code does so in training alone, as it scores the whole model alone, whose rate is 1.
     Narrow models are scored here as well, and as they were trained.
@@ -71,30 +82,42 @@ def scaler(form: Form) -> nn.Module:
     return nn.Identity() if form.scale == 1 else Scaler(form.scale)
 
 
-def heads_within(form: Form, blocks: int, most: int) -> tuple[list[int], bool]:
-    """Return after which blocks a relative of `blocks` blocks (of `most`) has heads, and whether
-    the last of them is its classifier.
-    """
-    within = [e for e in form.exits if e <= blocks]
-    return within, bool(within) and within[-1] == blocks and blocks < most
+class Exits(nn.ModuleList):
+    """Early heads by the name of the block before each; `ends`: the last one is the classifier."""
 
+    def __init__(self, heads: Iterable[nn.Module], after: Sequence[str], ends: bool) -> None:
+        super().__init__(heads)
+        self.after = {name: number for number, name in enumerate(after)}
+        self.ends = ends
 
-def check_weights(pretrained: bool | str) -> None:
-    """Raise ConfigError where a file of weights is named that is not there."""
-    if isinstance(pretrained, str) and not os.path.isfile(pretrained):
-        raise ConfigError(
-            f"model.pretrained={pretrained}: no such file; use true (published weights), false, or"
-            " the path of a file"
-        )
+    def run(
+        self,
+        x: Tensor,
+        blocks: Mapping[str, nn.Module],
+        classify: Callable[[Tensor], Output],
+    ) -> Output:
+        """Pass a batch through blocks and classifier, in training through the early heads too."""
+        early: list[Tensor] = []
+        for name, block in blocks.items():
+            x = block(x)
+            number = self.after.get(name)
+            if number is None:
+                continue
+            if self.ends and number == len(self) - 1:
+                logits, features, _ = self[number](x)
+                return Output(logits, features, tuple(early))
+            if self.training:
+                early.append(self[number](x).logits)
+        return classify(x)._replace(exits=tuple(early))
 
 
 class Family(Protocol):
-    """A global model and its relatives of other depths, and of other widths where it names channel
-    groups.
+    """A global model and its relatives of other depths, and widths where it names channel groups.
 
     `recipe`: which published image preparation it takes ("resnet" or "vit"). `blocks`: number of
     blocks in each group of the global model, e.g. {"layer1": 3, ...}; `after`: modules that come
-    after all blocks. `min_batch`: the smallest training batch that it bears.
+    after all blocks. `min_batch`: the smallest batch that it can train on. `keep`: a relative has
+    the first `keep[i]` blocks of group i (None: all).
     """
 
     name: str
@@ -105,42 +128,29 @@ class Family(Protocol):
     min_batch: int
 
     def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
-        """Build the global model, or the relative that keeps the first `keep[i]` blocks of
-        group i.
-        """
-        ...
+        """Build the global model or a relative."""
 
     def groups(self, form: Form = PLAIN) -> dict[str, Group]:
-        """Return the channel groups that relatives can have fewer of, by the names that `axes`
-        uses; none by default.
-        """
+        """Return the channel groups that relatives can have fewer of, named as in `axes`."""
         return {}
 
     def level_name(self, keep: Sequence[int]) -> str:
         """Return the short name of a relative, e.g. resnet14."""
-        ...
 
     def depth_levels(self) -> list[list[int]]:
         """Return the paper's five sizes for this model, smallest first."""
-        ...
 
     def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
         """Return the channel group of each dimension of each parameter and buffer."""
-        ...
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
         """Return the named activations: tap -> module."""
-        ...
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         """Return the cross-layer pairs of the global model ("official" or "paper")."""
-        ...
 
     def load_pretrained(self, model: nn.Module) -> None:
-        """Overwrite a fresh global model's tensors by pretrained ones, where the settings ask for
-        them.
-        """
-        ...
+        """Overwrite a fresh global model's tensors by pretrained ones, if the settings say so."""
 
 
 def check_keep(
@@ -150,17 +160,14 @@ def check_keep(
     most = list(blocks.values())
     if keep is None:
         return most
+    where = f"split.levels has an entry {list(keep)} for model={name}"
     if len(keep) != len(most):
         raise ConfigError(
-            f"split.levels has an entry {list(keep)} for model={name}: give one number of blocks"
-            f" for each of its {len(most)} groups ({', '.join(blocks)})"
-            + ("; use split=layer" if len(most) == 1 else "; use split=stage")
+            f"{where}: give one number of blocks for each of its {len(most)} groups"
+            f" ({', '.join(blocks)}); use split={'layer' if len(most) == 1 else 'stage'}"
         )
     if any(not least <= k <= m for k, m in zip(keep, most, strict=True)):
-        raise ConfigError(
-            f"split.levels has an entry {list(keep)} for model={name}: each group keeps {least} to"
-            f" {most} blocks"
-        )
+        raise ConfigError(f"{where}: each group keeps {least} to {most} blocks")
     return list(keep)
 
 
@@ -168,8 +175,7 @@ PROJECTED = 256  # features behind a projection head
 
 
 def projection(size: int, head: str, hidden: int) -> tuple[nn.Module, int]:
-    """Return what stands between a model's features and its classifier, and the size of what the
-    classifier sees.
+    """Return what stands between features and classifier, and the size of what comes out.
 
     "none": nothing; "mlp": MOON's projection head, Linear(size, hidden), ReLU, Linear(hidden, 256)
     (Li et al., CVPR 2021, where hidden is the size of the features; narrower relatives keep that of
@@ -177,25 +183,24 @@ def projection(size: int, head: str, hidden: int) -> tuple[nn.Module, int]:
     """
     if head == "none":
         return nn.Identity(), size
-    return (
-        nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, PROJECTED)),
-        PROJECTED,
-    )
+    layers = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, PROJECTED))
+    return layers, PROJECTED
+
+
+def linear_axes(name: str, produces: str, takes: str) -> dict[str, Axes]:
+    """Name the channel groups of a linear layer."""
+    return {f"{name}.weight": (produces, takes), f"{name}.bias": (produces,)}
 
 
 def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:
     """Name the channel groups of a classifier and of the projection head before it."""
-    out: dict[str, Axes] = {}
-    seen = features
-    if head == "mlp":
-        out["projection.0.weight"] = ("projection.0", features)
-        out["projection.0.bias"] = ("projection.0",)
-        out["projection.2.weight"] = ("projection", "projection.0")
-        out["projection.2.bias"] = ("projection",)
-        seen = "projection"
-    out[f"{classifier}.weight"] = ("classes", seen)
-    out[f"{classifier}.bias"] = ("classes",)
-    return out
+    if head == "none":
+        return linear_axes(classifier, "classes", features)
+    return (
+        linear_axes("projection.0", "projection.0", features)
+        | linear_axes("projection.2", "projection", "projection.0")
+        | linear_axes(classifier, "classes", "projection")
+    )
 
 
 def relative(family: Family, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
@@ -212,29 +217,37 @@ def fresh(
         return relative(family, keep, form)
 
 
+def check_weights(pretrained: bool | str, published: bool, model: str, instead: str) -> None:
+    """Raise ConfigError for a file of weights that is not there, and for weights that nobody has
+    published.
+    """
+    if pretrained is True and not published:
+        raise ConfigError(
+            f"model.pretrained=true: no weights are published for this {model}; use {instead}"
+        )
+    if isinstance(pretrained, str) and not os.path.isfile(pretrained):
+        raise ConfigError(
+            f"model.pretrained={pretrained}: no such file; use true (published weights), false, or"
+            " the path of a file"
+        )
+
+
 def copy_matching(model: nn.Module, tensors: Mapping[str, Tensor], source: str, head: str) -> None:
-    """Copy pretrained tensors into `model`. The classifier (`head`) stays fresh where its shape
-    differs, and so does a projection head that `tensors` lack; all else must fit.
+    """Copy pretrained tensors into `model`; a classifier (`head`) or projection that does not fit
+    stays fresh, all else must fit.
     """
     state = model.state_dict()
-    wrong = [
-        n
-        for n, t in state.items()
-        if not n.startswith((head, "projection."))
-        and (n not in tensors or tensors[n].shape != t.shape)
-    ]
+    fitting = {
+        n: tensors[n] for n, t in state.items() if n in tensors and tensors[n].shape == t.shape
+    }
+    wrong = [n for n in state if n not in fitting and not n.startswith((head, "projection."))]
     if wrong:
         raise DataError(
             f"model.pretrained={source}: {len(wrong)} of {len(state)} tensors are missing or of"
             f" another shape (first: {wrong[0]} of shape {tuple(state[wrong[0]].shape)}); give"
             " weights of the same model, or model.pretrained=false"
         )
-    model.load_state_dict(
-        {
-            n: tensors[n] if n in tensors and tensors[n].shape == t.shape else t
-            for n, t in state.items()
-        }
-    )
+    model.load_state_dict(state | fitting)
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -242,28 +255,19 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
     No pickle is run.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(
-            f"model.pretrained={path}: no such file; give a .safetensors or .pt file of named"
-            " tensors, or false"
-        )
     try:
-        if file.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
         state = found.get("state_dict", found) if isinstance(found, dict) else None
         if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
             raise ValueError("it does not hold named tensors")
         return state
     except Exception as error:
-        why = (
-            "it holds more than plain tensors, or is no torch file"
-            if isinstance(error, pickle.UnpicklingError)
-            else str(error)
-        )
+        plain = "it holds more than plain tensors, or is no torch file"
+        why = plain if isinstance(error, pickle.UnpicklingError) else str(error)
         raise DataError(
             f"model.pretrained={path}: cannot read it ({why}); give a .safetensors or .pt file of"
             " named tensors"

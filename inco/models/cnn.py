@@ -1,5 +1,4 @@
-"""A plain convolutional network without BatchNorm: convolutions and pooling, one hidden layer, a
-classifier.
+"""A plain network without BatchNorm: convolutions and pooling, one hidden layer, a classifier.
 
 In shape the network of the first federated experiments (McMahan et al., AISTATS 2017); that of
 `model=cnn` has 201,538 parameters.
@@ -16,40 +15,32 @@ from torch import Tensor, nn
 from inco.errors import ConfigError
 from inco.fast.pooling import MaxPool2x2
 from inco.flat import Axes
-from inco.models.base import PLAIN, Form, Group, head_axes, scaler
+from inco.models.base import PLAIN, Form, Group, linear_axes, scaler
 from inco.settings import COUNT, ImageSize, at_least, checked, many
 from inco.types import Output, Pair
 
 
 class CNN(nn.Module):
-    """[m, channels, S, S] -> Output. `sizes`: channels of each convolution, and features of the
-    hidden layer; `positions`: of the last map.
+    """[m, channels, S, S] -> Output.
 
-    The map is read position by position, all channels of one after the other: so the hidden layer's
-    inputs are copies of the last convolution's channels (see `Group.of`), and a map that lies
-    channels-last in memory is read without a copy.
+    The last map is read position by position, all channels of one after the other: so the hidden
+    layer's inputs are copies of the last convolution's channels (see `Group.of`), and a map that
+    lies channels-last in memory is read without a copy.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        sizes: Sequence[int],
-        kernel: int,
-        padding: int,
-        positions: int,
-        num_classes: int,
-        form: Form = PLAIN,
-    ) -> None:
+    def __init__(self, family: CNNFamily, form: Form) -> None:
         super().__init__()
-        *maps, hidden = sizes
+        sizes = form.sizes_of(family.groups(form))
+        maps = [sizes[name] for name in family.convs]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel, padding=padding) for a, b in pairwise([channels, *maps])
+            nn.Conv2d(a, b, family.kernel, padding=family.padding)
+            for a, b in pairwise([family.channels, *maps])
         )
         self.pool = MaxPool2x2()
         self.relu = nn.ReLU(inplace=True)
         self.scaler = scaler(form)
-        self.hidden = nn.Linear(positions * maps[-1], hidden)
-        self.fc = nn.Linear(hidden, num_classes)
+        self.hidden = nn.Linear(family.positions * maps[-1], sizes["hidden"])
+        self.fc = nn.Linear(sizes["hidden"], family.num_classes)
 
     def forward(self, x: Tensor) -> Output:
         for conv in self.convs:
@@ -60,8 +51,7 @@ class CNN(nn.Module):
 
 
 class CNNFamily:
-    """A plain CNN and its relatives of other widths; it has no blocks that a relative could leave
-    out.
+    """A plain CNN and its relatives of other widths; it has no blocks to leave out.
 
     `shape`: [C, S, S] of an image; `num_classes`. Raises ConfigError where images are too small for
     the convolutions.
@@ -89,7 +79,7 @@ class CNNFamily:
         num_classes: int,
     ) -> None:
         self.blocks: Mapping[str, int] = {}
-        self.conv_channels = list(conv_channels)
+        self.convs = {f"convs.{i}": size for i, size in enumerate(conv_channels)}
         self.hidden = hidden
         self.kernel = kernel
         self.padding = padding
@@ -103,40 +93,28 @@ class CNNFamily:
                 raise ConfigError(
                     f"model.kernel={kernel} and model.padding={padding} with images of"
                     f" {shape[1]}x{shape[1]}: nothing is left of the map after"
-                    f" {len(self.conv_channels)} convolutions; use a larger model.image_size or"
+                    f" {len(conv_channels)} convolutions; use a larger model.image_size or"
                     f" model.padding={kernel // 2}"
                 )
-        self.positions = side**2
+        self.positions = side**2  # pixels of the last map
 
     def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
-        self._whole(keep, form)
-        sizes = [
-            form.sizes.get(name, group.size)
-            for name, group in self.groups(form).items()
-            if group.of is None
-        ]
-        return CNN(
-            self.channels, sizes, self.kernel, self.padding, self.positions, self.num_classes, form
-        )
-
-    def _whole(self, keep: Sequence[int] | None, form: Form = PLAIN) -> None:
-        if keep or form.exits:
-            raise _no_blocks()
+        _check_whole(keep)
+        return CNN(self, form)
 
     def groups(self, form: Form = PLAIN) -> dict[str, Group]:
         """`convs.I` are a convolution's channels, `hidden` the hidden layer's features, `map` its
         inputs: last channels, by position.
         """
-        self._whole(None, form)
-        out = {f"convs.{i}": Group(size) for i, size in enumerate(self.conv_channels)}
-        last = f"convs.{len(self.conv_channels) - 1}"
-        return out | {
+        _check_whole(form.exits)
+        last = list(self.convs)[-1]
+        return {name: Group(size) for name, size in self.convs.items()} | {
             "hidden": Group(self.hidden),
-            "map": Group(self.positions * self.conv_channels[-1], of=last),
+            "map": Group(self.positions * self.convs[last], of=last),
         }
 
     def level_name(self, keep: Sequence[int]) -> str:
-        self._whole(keep)
+        _check_whole(keep)
         return self.name
 
     def depth_levels(self) -> list[list[int]]:
@@ -144,25 +122,18 @@ class CNNFamily:
 
     def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
         """Name channel groups, as `groups` does; "image" and "classes" are never cut."""
-        self._whole(keep, form)
+        _check_whole(keep)
+        _check_whole(form.exits)
         out: dict[str, Axes] = {}
-        takes = "image"
-        for i in range(len(self.conv_channels)):
-            produces = f"convs.{i}"
-            out[f"{produces}.weight"] = (produces, takes, None, None)
-            out[f"{produces}.bias"] = (produces,)
-            takes = produces
-        out["hidden.weight"] = ("hidden", "map")
-        out["hidden.bias"] = ("hidden",)
-        return out | head_axes("fc", "hidden", "none")
+        for takes, name in pairwise(["image", *self.convs]):
+            out[f"{name}.weight"] = (name, takes, None, None)
+            out[f"{name}.bias"] = (name,)
+        return out | linear_axes("hidden", "hidden", "map") | linear_axes("fc", "classes", "hidden")
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
-        """One tap a convolution and one for the hidden layer: their outputs, before ReLU and
-        pooling.
-        """
-        self._whole(keep)
-        names = [*(f"convs.{i}" for i in range(len(self.conv_channels))), "hidden"]
-        return {name: name for name in names}
+        """One tap per convolution and one for the hidden layer: outputs before ReLU and pooling."""
+        _check_whole(keep)
+        return {name: name for name in [*self.convs, "hidden"]}
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
         """None: no two layers have one shape and one role."""
@@ -170,6 +141,11 @@ class CNNFamily:
 
     def load_pretrained(self, model: nn.Module) -> None:
         """Nothing: no weights are published for it."""
+
+
+def _check_whole(blocks: Sequence[int] | None) -> None:
+    if blocks:
+        raise _no_blocks()
 
 
 def _no_blocks() -> ConfigError:

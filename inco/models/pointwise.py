@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 
 class Conv1x1(nn.Conv2d):
-    """A 1x1 convolution of every `stride`-th pixel, without bias: [m, into, h, w] -> [m, out,
-    h/stride, w/stride].
+    """A 1x1 convolution of every `stride`-th pixel, without bias.
 
     On a CPU the pixels are chosen first: the same products and sums. The weight gradient of
     oneDNN's own strided form writes past its workspace where the input is channels-last and has
     fewer channels than a register holds, and may be wrong without a word
-    (uxlfoundation/oneDNN#6035; `inco.models.faults` finds it in other models).
+    (uxlfoundation/oneDNN#6035; `inco.clients.faults` finds it in other models).
     """
 
     def __init__(self, into: int, out: int, stride: int) -> None:

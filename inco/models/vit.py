@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from timm.layers import Mlp
@@ -18,27 +18,14 @@ from torch import Tensor, nn
 
 from inco.errors import ConfigError, DataError
 from inco.flat import Axes
-from inco.models.base import (
-    PLAIN,
-    Form,
-    Group,
-    check_keep,
-    check_weights,
-    copy_matching,
-    head_axes,
-    heads_within,
-    projection,
-    read_weights,
-    scaler,
-)
+from inco.models import base
+from inco.models.base import PLAIN, Exits, Form, Group, head_axes, linear_axes, scaler
 from inco.settings import COUNT, WEIGHTS, ProjectionHead, above, checked
 from inco.types import Output, Pair
 
 
 class ExitHead(nn.Module):
-    """An early classifier: the norm of the class token, and a linear layer. [m, tokens, dim] ->
-    Output.
-    """
+    """An early classifier of [m, tokens, dim]: the norm of the class token, and a linear layer."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -53,67 +40,65 @@ class ExitHead(nn.Module):
 class ViT(VisionTransformer):
     """timm's VisionTransformer that also returns what the classifier sees: [m, C, S, S] -> Output.
 
-    `exits`: blocks after which early heads stand; `ends`: the last of them is the classifier.
+    Its first weights are drawn for the whole width, and again for blocks that `form` narrows.
     """
 
-    def __init__(
-        self,
-        projection_head: str,
-        num_classes: int,
-        exits: Sequence[int] = (),
-        ends: bool = False,
-        **settings: Any,
-    ) -> None:
-        super().__init__(num_classes=num_classes, **settings)
+    def __init__(self, family: ViTFamily, depth: int, form: Form) -> None:
+        super().__init__(
+            img_size=family.image_size,
+            patch_size=family.patch,
+            in_chans=family.channels,
+            num_classes=family.num_classes,
+            embed_dim=family.dim,
+            depth=depth,
+            num_heads=family.heads,
+            mlp_ratio=family.mlp_ratio,
+        )
         # one patch: any stride is the same, and oneDNN is wrong with its own
-        if settings["img_size"] == settings["patch_size"]:
+        if family.image_size == family.patch:
             self.patch_embed.proj.stride = (1, 1)
-        self.projection, seen = projection(self.embed_dim, projection_head, self.embed_dim)
-        if projection_head != "none":
-            self.head = nn.Linear(seen, num_classes)
-        self.ends = ends
-        self._heads = {after: j for j, after in enumerate(exits)}
-        self.exits = nn.ModuleList(ExitHead(self.embed_dim, num_classes) for _ in exits)
+        head = family.projection_head
+        self.projection, seen = base.projection(family.dim, head, family.dim)
+        if head != "none":
+            self.head = nn.Linear(seen, family.num_classes)
+        exits, ends = form.heads(depth, family.blocks["blocks"])
+        heads = [ExitHead(family.dim, family.num_classes) for _ in exits]
+        self.exits = Exits(heads, [f"blocks.{after - 1}" for after in exits], ends)
         if ends:
             del self.norm, self.head, self.projection
+        if form.sizes:
+            self._narrow(family, form)
 
-    def forward(self, x: Tensor) -> Output:  # type: ignore[override]  # what the house asks of a model
-        x = self._embed(x)
-        early: list[Tensor] = []
-        for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            if number in self._heads:
-                head = self.exits[self._heads[number]]
-                if self.ends and number == len(self.blocks):
-                    logits, features, _ = head(x)
-                    return Output(logits, features, tuple(early))
-                if self.training:
-                    early.append(head(x).logits)
-        return self._head(x)._replace(exits=tuple(early))
+    def _narrow(self, family: ViTFamily, form: Form) -> None:
+        """Give blocks fewer heads and a narrower MLP."""
+        sizes = form.sizes_of(family.groups())
+        head_dim = family.dim // family.heads
+        for b, block in enumerate(self.blocks):
+            heads = sizes[f"blocks.{b}.heads"] // head_dim
+            block.attn = Attention(family.dim, heads, attn_head_dim=head_dim, qkv_bias=True)
+            block.mlp = Mlp(family.dim, sizes[f"blocks.{b}.mlp"])
+            # timm's places for a norm of what is narrowed
+            block.attn.norm = scaler(form)
+            block.mlp.norm = scaler(form)
+
+    def forward(self, x: Tensor) -> Output:  # type: ignore[override]  # what all models here return
+        return self.exits.run(self._embed(x), self._blocks(), self._head)
 
     def steps(self) -> dict[str, Callable[[Tensor], Tensor | Output]]:
-        """The forward pass as named steps, of which relatives share the first; none with early
-        heads.
-        """
-        blocks = {f"blocks.{b}": block for b, block in enumerate(self.blocks)}
-        return {} if self._heads else {"embed": self._embed, **blocks, "head": self._head}
+        """The forward pass as named steps, which relatives share; none with early heads."""
+        if self.exits:
+            return {}
+        return {"embed": self._embed, **self._blocks(), "head": self._head}
 
     def _embed(self, x: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
 
+    def _blocks(self) -> dict[str, nn.Module]:
+        return {f"blocks.{b}": block for b, block in enumerate(self.blocks)}
+
     def _head(self, x: Tensor) -> Output:
         features = self.projection(self.forward_head(self.norm(x), pre_logits=True))
         return Output(self.head(features), features)
-
-    def narrow(self, block: int, heads: int, head_dim: int, hidden: int, form: Form) -> None:
-        """Give a block fewer heads and a narrower MLP."""
-        attn = Attention(self.embed_dim, heads, attn_head_dim=head_dim, qkv_bias=True)
-        mlp = Mlp(self.embed_dim, hidden)
-        # timm's places for a norm of what is narrowed
-        attn.norm = scaler(form)
-        mlp.norm = scaler(form)
-        self.blocks[block].attn = attn
-        self.blocks[block].mlp = mlp
 
 
 class ViTFamily:
@@ -162,18 +147,14 @@ class ViTFamily:
                 f"model.dim={dim} with model.heads={heads}: each head takes dim/heads channels; use"
                 " a divisor of dim"
             )
-        if pretrained is True and timm_name is None:
-            raise ConfigError(
-                "model.pretrained=true: no weights are published for this ViT; use false or a path"
-                " to a file"
-            )
+        published = timm_name is not None
+        base.check_weights(pretrained, published, "ViT", "false or a path to a file")
         self.blocks = {"blocks": depth}
         self.dim = dim
         self.heads = heads
         self.patch = patch
         self.image_size = image_size
         self.mlp_ratio = mlp_ratio
-        check_weights(pretrained)
         self.pretrained = pretrained
         self.timm_name = timm_name
         self.channels = shape[0]
@@ -182,32 +163,8 @@ class ViTFamily:
         self.name = self.level_name([depth])
 
     def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
-        (depth,) = check_keep(self.name, self.blocks, keep)
-        exits, ends = heads_within(form, depth, self.blocks["blocks"])
-        model = ViT(
-            self.projection_head,
-            exits=exits,
-            ends=ends,
-            img_size=self.image_size,
-            patch_size=self.patch,
-            in_chans=self.channels,
-            num_classes=self.num_classes,
-            embed_dim=self.dim,
-            depth=depth,
-            num_heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-        )
-        for b in range(depth) if form.sizes else ():
-            size = form.sizes.get(f"blocks.{b}.heads", self.dim)
-            unit = self.dim // self.heads
-            model.narrow(
-                b,
-                size // unit,
-                unit,
-                form.sizes.get(f"blocks.{b}.mlp", int(self.dim * self.mlp_ratio)),
-                form,
-            )
-        return model
+        (depth,) = base.check_keep(self.name, self.blocks, keep)
+        return ViT(self, depth, form)
 
     def groups(self, form: Form = PLAIN) -> dict[str, Group]:
         """Each block's attention heads, which stay whole, and the inside of its MLP.
@@ -238,33 +195,31 @@ class ViTFamily:
         """Name channel groups: `embed` is the residual stream; a block has `qkv` (3 x heads x head
         size), `heads` and `mlp`.
         """
+        (depth,) = base.check_keep(self.name, self.blocks, keep)
         out: dict[str, Axes] = {
             "cls_token": (None, None, "embed"),
             "pos_embed": (None, None, "embed"),
             "patch_embed.proj.weight": ("embed", "image", None, None),
             "patch_embed.proj.bias": ("embed",),
         }
-        (depth,) = check_keep(self.name, self.blocks, keep)
         for b in range(depth):
             block = f"blocks.{b}"
-            _norm(out, f"{block}.norm1")
-            _linear(out, f"{block}.attn.qkv", f"{block}.qkv", "embed")
-            _linear(out, f"{block}.attn.proj", "embed", f"{block}.heads")
-            _norm(out, f"{block}.norm2")
-            _linear(out, f"{block}.mlp.fc1", f"{block}.mlp", "embed")
-            _linear(out, f"{block}.mlp.fc2", "embed", f"{block}.mlp")
-        exits, ends = heads_within(form, depth, self.blocks["blocks"])
+            out |= _norm_axes(f"{block}.norm1")
+            out |= linear_axes(f"{block}.attn.qkv", f"{block}.qkv", "embed")
+            out |= linear_axes(f"{block}.attn.proj", "embed", f"{block}.heads")
+            out |= _norm_axes(f"{block}.norm2")
+            out |= linear_axes(f"{block}.mlp.fc1", f"{block}.mlp", "embed")
+            out |= linear_axes(f"{block}.mlp.fc2", "embed", f"{block}.mlp")
+        exits, ends = form.heads(depth, self.blocks["blocks"])
         for j in range(len(exits)):
-            _norm(out, f"exits.{j}.norm")
-            out |= head_axes(f"exits.{j}.fc", "embed", "none")
+            out |= _norm_axes(f"exits.{j}.norm") | head_axes(f"exits.{j}.fc", "embed", "none")
         if ends:
             return out
-        _norm(out, "norm")
-        return out | head_axes("head", "embed", self.projection_head)
+        return out | _norm_axes("norm") | head_axes("head", "embed", self.projection_head)
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
-        """One tap a block: its output, [m, tokens, dim]."""
-        (depth,) = check_keep(self.name, self.blocks, keep)
+        """One tap per block: its output, [m, tokens, dim]."""
+        (depth,) = base.check_keep(self.name, self.blocks, keep)
         return {f"blocks.{b}": f"blocks.{b}" for b in range(depth)}
 
     def pairs(self, style: str) -> tuple[Pair, ...]:
@@ -286,11 +241,10 @@ class ViTFamily:
 
     def load_pretrained(self, model: nn.Module) -> None:
         if self.pretrained is True:
-            copy_matching(model, _published(str(self.timm_name)), "true", head="head.")
+            base.copy_matching(model, _published(str(self.timm_name)), "true", head="head.")
         elif self.pretrained:
-            copy_matching(
-                model, read_weights(str(self.pretrained)), str(self.pretrained), head="head."
-            )
+            path = str(self.pretrained)
+            base.copy_matching(model, base.read_weights(path), path, head="head.")
 
 
 def _published(name: str) -> dict[str, Tensor]:
@@ -323,10 +277,5 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def _linear(out: dict[str, Axes], name: str, produces: str, takes: str) -> None:
-    out[f"{name}.weight"] = (produces, takes)
-    out[f"{name}.bias"] = (produces,)
-
-
-def _norm(out: dict[str, Axes], name: str) -> None:
-    out[f"{name}.weight"] = out[f"{name}.bias"] = ("embed",)
+def _norm_axes(name: str) -> dict[str, Axes]:
+    return {f"{name}.weight": ("embed",), f"{name}.bias": ("embed",)}

@@ -5,29 +5,33 @@ The local record (`record.py`) is the truth: a tracker never raises.
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
-from inco.records.record import atomic_write
 from inco.settings import between, checked
-from inco.tracker.online import has_key, no_answer, short
+from inco.tracker.wandb_tools import (
+    QUIET,
+    drop_service,
+    files_of,
+    has_key,
+    import_wandb,
+    no_answer,
+    run_id_of,
+    short,
+    summary_value,
+    wandb_mode,
+)
 
 TOTAL_S = 15.0  # the most that W&B may add to a run, start and end together
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told about a run.
+    """What a tracker is given about a run.
 
     `config` is a plain dict, resolved, and is logged as it is; `rounds`: done already.
     """
@@ -40,17 +44,23 @@ class RunInfo:
     rounds: int = 0
 
 
-class Tracker(Protocol):
-    """Where metrics go besides the run's own folder.
+class Tracker:
+    """Where metrics go besides the run's own folder; this one mirrors nothing.
 
-    `warnings`: what the summary should record; `report`: whether it takes the report.
+    `warnings`: what the summary should record; `report`: whether it takes the report; `service`:
+    its name in messages.
     """
 
-    warnings: list[str]
-    report: bool
+    service = ""
+    report = False
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self._run: Any = None  # the service's own, while it is open
 
     def start(self, run: RunInfo) -> str | None:
         """Open the run; may return one line for the user."""
+        return None
 
     def log(self, metrics: Mapping[str, float], round: int) -> None:
         """Mirror the numbers of one round."""
@@ -69,24 +79,31 @@ class Tracker(Protocol):
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Close the run with its last facts; exit code 0 means finished, anything else failed."""
 
+    def _try(self, what: str, write: Callable[[Any], object]) -> None:
+        """Write to the open run; the first error turns the tracker off."""
+        if self._run is not None:
+            try:
+                write(self._run)
+            except Exception as error:
+                self._off(what, error)
 
-class NoTracker:
+    def _off(self, what: str, error: Exception) -> str:
+        """Turn the tracker off for this run and keep one warning."""
+        self._run = None
+        line = (
+            f"{self.service} {what} and is off for this run: {short(error)}; metrics.jsonl has"
+            " every round"
+        )
+        self.warnings.append(line)
+        return line
+
+
+class NoTracker(Tracker):
     """Track nothing."""
 
-    report = False
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def start(self, *_: object, **__: object) -> None:
-        """Do nothing."""
-
-    log = image = table = file = finish = start
-
-
-class Wandb:
-    """Mirror a run to Weights & Biases: online where a key and a server are at hand, otherwise to
-    files for later.
+class Wandb(Tracker):
+    """Mirror a run to Weights & Biases, or to files for later where no key or server is at hand.
 
     Nothing here raises or holds training up: W&B adds `TOTAL_S` seconds at the very most, and the
     first error turns it off for the run with one line in `warnings`. Files of all runs stand in
@@ -94,6 +111,8 @@ class Wandb:
     never passed, because a resumed run would have its repeated rounds dropped as steps that went
     backwards.
     """
+
+    service = "W&B"
 
     @checked("tracker")
     def __init__(
@@ -120,6 +139,7 @@ class Wandb:
             bool, "true: report.html goes to W&B as an artifact when the run ends"
         ] = False,
     ) -> None:
+        super().__init__()
         self.job_type = job_type
         self.report = report
         self.project = project
@@ -128,62 +148,55 @@ class Wandb:
         self.group = group
         self.tags = tuple(tags)
         self.timeout_s = float(timeout_s)
-        self.warnings: list[str] = []
         self._wandb: Any = None  # the module, imported at start() only
-        self._run: Any = None
-        self._images = True
+        self._media = True  # whether images and tables are still taken
 
     def start(self, run: RunInfo) -> str | None:
         """Open the W&B run and say in one line where it goes; None if `WANDB_MODE` says off."""
         began = time.monotonic()
         self._run = None
-        self._images = True
-        mode = _env_mode(self.mode)
+        self._media = True
+        mode = wandb_mode(self.mode)
         if mode == "disabled":
             return None
         try:
-            self._wandb = _import_wandb()
-            run_id = _run_id(run.folder)
+            self._wandb = import_wandb()
+            run_id = run_id_of(run.folder)
             why = self._why_offline(mode)
-            tried = why is None
-            if tried and (why := self._start_online(run, run_id, began)) is None:
-                return f"W&B: online at {self._run.url or 'the server'}"
-            return self._start_offline(run, run_id, str(why), tried)
+            if why:
+                return self._start_offline(run, run_id, why)
+            why = self._start_online(run, run_id, began)
+            if why:
+                # the failed start keeps the id busy inside wandb's service until this process ends
+                return self._start_offline(run, f"{run_id}-local", why, f"--id {run_id} ")
+            return f"W&B: online at {self._run.url or 'the server'}"
         except Exception as error:
             return self._off("could not start", error)
 
     def prospect(self) -> str:
         """Say what a run started now would do, without starting one."""
-        mode = _env_mode(self.mode)
+        mode = wandb_mode(self.mode)
         if mode == "disabled":
             return "off, as WANDB_MODE says"
-        self._wandb = _import_wandb()
+        self._wandb = import_wandb()
         why = self._why_offline(mode)
         if why:
             return f"runs would be offline ({why}); `wandb sync` uploads them later"
         return "runs would be online"
 
     def log(self, metrics: Mapping[str, float], round: int) -> None:
-        """Mirror the numbers of one round."""
-        if self._run is not None:
-            try:
-                self._run.log({**metrics, "round": round})
-            except Exception as error:
-                self._off(f"stopped at round {round}", error)
+        self._try(f"stopped at round {round}", lambda run: run.log({**metrics, "round": round}))
 
     def image(self, key: str, path: Path, round: int) -> None:
-        """Mirror an image file."""
-        self._media(key, lambda wandb: wandb.Image(str(path)), round)
+        self._log_media(key, lambda wandb: wandb.Image(str(path)), round)
 
     def table(
         self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], round: int
     ) -> None:
-        """Mirror a table."""
         cells = [list(row) for row in rows]
-        self._media(key, lambda wandb: wandb.Table(columns=list(columns), data=cells), round)
+        self._log_media(key, lambda wandb: wandb.Table(columns=list(columns), data=cells), round)
 
     def file(self, path: Path) -> None:
-        """Keep a file with the run, as an artifact of its name."""
         if self._run is not None:
             try:
                 kept = self._wandb.Artifact(f"{path.stem}-{self._run.id}", type=path.stem)
@@ -192,14 +205,14 @@ class Wandb:
             except Exception as error:
                 self.warnings.append(f"W&B has not taken {path.name}: {short(error)}")
 
-    def _media(self, key: str, made: Callable[[Any], Any], round: int) -> None:
+    def _log_media(self, key: str, made: Callable[[Any], Any], round: int) -> None:
         """Log what W&B makes of a file or a table; an error turns off such things alone."""
-        if self._run is None or not self._images:
+        if self._run is None or not self._media:
             return
         try:
             self._run.log({key: made(self._wandb), "round": round})
         except Exception as error:
-            self._images = False
+            self._media = False
             self.warnings.append(
                 f"W&B takes no more images in this run: {key} at round {round}: {short(error)}"
             )
@@ -209,30 +222,27 @@ class Wandb:
 
         What a stalled network left behind stays on disk, and a warning says how to send it.
         """
-        run = self._run
-        self._run = None
-        if run is None:
-            return
-        try:
-            # a plain value would overwrite the summary rule of test/acc: its best and last value
-            facts = {k: _jsonable(v) for k, v in summary.items() if k != "test/acc"}
+        # a plain value would overwrite the summary rule of test/acc: its best and last value
+        facts = {k: summary_value(v) for k, v in summary.items() if k != "test/acc"}
+
+        def close(run: Any) -> None:
             run.summary.update(facts)
-            run.finish(exit_code=exit_code)
-        except TimeoutError:
-            self.warnings.append(
-                f"W&B had not sent everything; to send the rest: wandb sync {_files(run)}"
-            )
-        except Exception as error:
-            self._off("could not close the run", error)
+            try:
+                run.finish(exit_code=exit_code)
+            except TimeoutError:
+                self.warnings.append(
+                    f"W&B had not sent everything; to send the rest: wandb sync {files_of(run)}"
+                )
+
+        self._try("could not close the run", close)
+        self._run = None
 
     def _why_offline(self, mode: str) -> str | None:
         """Say why to go offline, or None where online is worth a try."""
         if mode == "offline":
             return "as asked"
         url = str(self._wandb.setup().settings.base_url)
-        if not has_key(url):
-            return "no API key"
-        return no_answer(url, self.timeout_s)
+        return no_answer(url, self.timeout_s) if has_key(url) else "no API key"
 
     def _start_online(self, run: RunInfo, run_id: str, began: float) -> str | None:
         """Start online; on failure say why, and leave no half-made run behind."""
@@ -241,32 +251,21 @@ class Wandb:
         home = run.folder.resolve().parent / "wandb"
         made = f"run-*-{run_id}*"
         before = set(home.glob(made))
+        limits = {"init_timeout": wait, "finish_timeout": left - wait}
         try:
-            self._run = self._init(
-                run,
-                run_id,
-                "online",
-                init_timeout=wait,
-                finish_timeout=left - wait,
-                finish_timeout_raises=True,
-            )
+            self._init(run, run_id, "online", **limits, finish_timeout_raises=True)
         except Exception as error:
             for leftover in set(home.glob(made)) - before:
                 shutil.rmtree(leftover, ignore_errors=True)
             return short(error)
         return None
 
-    def _start_offline(self, run: RunInfo, run_id: str, why: str, tried: bool) -> str:
-        """Start offline, and say how to upload later.
+    def _start_offline(self, run: RunInfo, run_id: str, why: str, option: str = "") -> str:
+        """Start offline, and say how to upload later, with an option for `wandb sync`."""
+        self._init(run, run_id, "offline")
+        return f"W&B: offline ({why}); to upload later: wandb sync {option}{files_of(self._run)}"
 
-        `tried`: online was tried first and failed.
-        """
-        # A failed online start keeps the id busy inside wandb's service until this process ends.
-        self._run = self._init(run, f"{run_id}-local" if tried else run_id, "offline")
-        option = f"--id {run_id} " if tried else ""
-        return f"W&B: offline ({why}); to upload later: wandb sync {option}{_files(self._run)}"
-
-    def _init(self, run: RunInfo, run_id: str, mode: str, **settings: float) -> Any:
+    def _init(self, run: RunInfo, run_id: str, mode: str, **settings: float) -> None:
         """Call `wandb.init` for this run alone, silent, and make `round` the x axis."""
         started = self._wandb.init(
             project=self.project,
@@ -281,75 +280,14 @@ class Wandb:
             config=dict(run.config),
             dir=str(run.folder.resolve().parent),
             reinit="create_new",
-            settings=self._wandb.Settings(**_quiet(), **settings),
+            settings=self._wandb.Settings(**QUIET, **settings),
         )
         started.define_metric("round")
         started.define_metric("*", step_metric="round")
         started.define_metric("test/acc", step_metric="round", summary="max,last")
-        return started
+        self._run = started
 
     def _off(self, what: str, error: Exception) -> str:
-        """Turn W&B off for this run and keep one warning."""
-        self._run = None
         if self._wandb is not None:
-            _drop_service(self._wandb)
-        line = f"W&B {what} and is off for this run: {short(error)}; metrics.jsonl has every round"
-        self.warnings.append(line)
-        return line
-
-
-def _env_mode(mode: str) -> str:
-    """Let `WANDB_MODE`, which users and clusters set, decide where the setting is auto."""
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    return {"dryrun": "offline"}.get(asked, asked) or mode if mode == "auto" else mode
-
-
-def _import_wandb() -> Any:
-    """Import wandb and silence its console lines, those before a run has settings included."""
-    # W&B's reports of its own errors would hold us up by 10 s and more when the server is down
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    # it has files of its own; Hydra's root logger would print every line
-    logging.getLogger("wandb").propagate = False
-    wandb.setup(settings=wandb.Settings(**_quiet()))
-    return wandb
-
-
-def _drop_service(wandb: Any) -> None:
-    """Let go of W&B's service, which may be dead: the next job of a sweep gets a new one."""
-
-    def drop() -> None:
-        with suppress(Exception):
-            wandb.teardown()
-
-    # it can wait for uploads, so it is left behind
-    thread = threading.Thread(target=drop, daemon=True)
-    thread.start()
-    thread.join(2.0)
-
-
-def _quiet() -> dict[str, Any]:
-    """Give the settings that keep wandb off the console and our stdout untouched."""
-    return {"silent": True, "quiet": True, "console": "off"}
-
-
-def _run_id(folder: Path) -> str:
-    """Give the W&B id of a run's folder, made once: a resumed run goes on under the same id."""
-    path = folder / "wandb_id"
-    if path.is_file() and (known := path.read_text().strip()):
-        return known
-    made = secrets.token_hex(4)
-    atomic_write(path, made + "\n")
-    return made
-
-
-def _files(started: Any) -> Path:
-    """Give the folder of a W&B run's own files, short where it is below the working directory."""
-    path = Path(started.dir).parent
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _jsonable(value: Any) -> Any:
-    """Write a non-finite number as None: W&B's summary has no other way to show it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            drop_service(self._wandb)
+        return super()._off(what, error)

@@ -12,27 +12,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-Charts = tuple[tuple[str, str], ...]  # title, and metrics as a regular expression
-SECTIONS: tuple[tuple[str, Charts], ...] = (
-    ("Accuracy", (("Mean over capacities (%)", "test/acc"), ("By capacity (%)", "test/acc/.*"))),
-    ("Loss", (("Training", "train/loss"), ("Test", "test/loss"))),
-    ("Similarity (CKA)", (("Mean over pairs, by layer", "cka/layer.*|cka/blocks.*"),)),
-    (
-        "InCo",
-        (
-            ("theta, by layer", "inco/theta/.*"),
-            ("Kernels with beta > 0 (%), by layer", "inco/beta_positive/.*"),
-        ),
-    ),
-    ("Updates", (("Norm of what is added", "update/norm"), ("Norm by layer", "gradients/norm/.*"))),
-    (
-        "Cost",
-        (
-            ("Bytes up", "comm/up_bytes"),
-            ("FLOP", "compute/flops"),
-            ("Seconds a round", "time/(train|eval|round)_s"),
-        ),
-    ),
+CHARTS = (  # section, title, and metrics as a regular expression
+    ("Accuracy", "Mean over capacities (%)", "test/acc"),
+    ("Accuracy", "By capacity (%)", "test/acc/.*"),
+    ("Loss", "Training", "train/loss"),
+    ("Loss", "Test", "test/loss"),
+    ("Similarity (CKA)", "Mean over pairs, by layer", "cka/layer.*|cka/blocks.*"),
+    ("InCo", "theta, by layer", "inco/theta/.*"),
+    ("InCo", "Kernels with beta > 0 (%), by layer", "inco/beta_positive/.*"),
+    ("Updates", "Norm of what is added", "update/norm"),
+    ("Updates", "Norm by layer", "gradients/norm/.*"),
+    ("Cost", "Bytes up", "comm/up_bytes"),
+    ("Cost", "FLOP", "compute/flops"),
+    ("Cost", "Seconds a round", "time/(train|eval|round)_s"),
 )
 PICTURES = ("cka", "gradients", "partition")
 
@@ -42,12 +34,15 @@ def workspace(entity: str, project: str, name: str) -> Any:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
-    def plot(title: str, keys: str) -> Any:
-        return reports.LinePlot(title=title, x="round", metric_regex=f"^({keys})$", groupby="group")
-
+    panels: dict[str, list[Any]] = {}
+    for section, title, metrics in CHARTS:
+        plot = reports.LinePlot(
+            title=title, x="round", metric_regex=f"^({metrics})$", groupby="group"
+        )
+        panels.setdefault(section, []).append(plot)
     sections = [
-        workspaces.Section(name=title, is_open=True, panels=[plot(*chart) for chart in charts])
-        for title, charts in SECTIONS
+        workspaces.Section(name=section, is_open=True, panels=plots)
+        for section, plots in panels.items()
     ]
     pictures: list[Any] = [reports.MediaBrowser(title=key, media_keys=[key]) for key in PICTURES]
     sections.append(workspaces.Section(name="Pictures", panels=pictures))

@@ -272,7 +272,9 @@ def test_svhn_vit_mirrors_only_when_published() -> None:
     }
     assert "RandomFlip" in steps["published"] and "RandomFlip" not in steps["corrected"]
     resnet = repr(make_recipe("svhn", (3, 32, 32), "resnet", None, "published").train)
-    assert "Cutout(16)" in resnet and "RandomCrop" not in resnet and "RandomFlip" not in resnet
+    assert (
+        "Cutout(length=16)" in resnet and "RandomCrop" not in resnet and "RandomFlip" not in resnet
+    )
 
 
 def test_vit_test_images_are_resized_then_normalised() -> None:
@@ -303,7 +305,9 @@ def test_digits_are_scaled_from_sixteen() -> None:
 
 
 def test_cutout_keeps_its_share_at_another_size() -> None:
-    assert "Cutout(8)" in repr(make_recipe("svhn", (3, 32, 32), "resnet", 16, "published").train)
+    assert "Cutout(length=8)" in repr(
+        make_recipe("svhn", (3, 32, 32), "resnet", 16, "published").train
+    )
 
 
 def test_wrong_family_variant_and_size_are_told_at_once() -> None:

@@ -19,7 +19,7 @@ def judged(lines: Iterator[Line]) -> dict[str, bool | None]:
     """The verdict of each kind of line; false where one of them is."""
     found: dict[str, bool | None] = {}
     for line in lines:
-        found[line.what] = False if found.get(line.what) is False else line.fine
+        found[line.label] = False if found.get(line.label) is False else line.right
     return found
 
 
@@ -42,7 +42,7 @@ def test_as_typed() -> None:
 
 def test_products_here() -> None:
     lines = list(checks.products())
-    assert len(lines) == 2 and all(line.fine for line in lines)
+    assert len(lines) == 2 and all(line.right for line in lines)
 
 
 def test_a_library_that_computes_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +50,8 @@ def test_a_library_that_computes_wrongly_is_told(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(products, "FARTHEST", {"fp32": 1e-12, "bf16": 3e-2})
     lines = list(checks.products())
-    assert [line.fine for line in lines] == [False, True]
-    assert "Results here are wrong" in lines[0].said
+    assert [line.right for line in lines] == [False, True]
+    assert "Results here are wrong" in lines[0].text
 
 
 def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *args, **more: died)
     (line,) = checks.products()
     assert (
-        line.fine is False and "signal 11" in line.said and "free(): invalid pointer" in line.said
+        line.right is False and "signal 11" in line.text and "free(): invalid pointer" in line.text
     )
 
 
@@ -68,8 +68,8 @@ def test_a_library_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         machine, "version", lambda package: "1.0.22" if package == "timm" else real(package)
     )
-    (line,) = (line for line in checks.versions() if line.what == "libraries")
-    assert line.fine is False and 'timm is 1.0.22: pip install "timm>=1.0.23"' in line.said
+    (line,) = (line for line in checks.versions() if line.label == "libraries")
+    assert line.right is False and 'timm is 1.0.22: pip install "timm>=1.0.23"' in line.text
     monkeypatch.undo()
     assert judged(checks.versions())["libraries"] is True
 
@@ -78,10 +78,10 @@ def test_a_library_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_runs_that_must_be_equal(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = {"same": (), "other": ("seed=1",), "fails": ("no.such=1",)}[second]
     line = checks._same("ranks", "two runs", ("engine.workers=1",), ("engine.workers=1", *seed))
-    assert line.fine is (second == "same")
+    assert line.right is (second == "same")
     assert {"same": "same bits", "other": "other bits", "fails": "failed with exit code 2"}[
         second
-    ] in line.said
+    ] in line.text
 
 
 def test_the_exit_code_says_it(

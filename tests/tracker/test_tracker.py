@@ -18,7 +18,7 @@ from wandb_server import KEY
 
 from inco.errors import ConfigError
 from inco.tracker import NoTracker, RunInfo, Wandb
-from inco.tracker.workspace import SECTIONS, workspace
+from inco.tracker.workspace import CHARTS, workspace
 from inco.tracker.workspace import main as save_workspace
 
 pytest.importorskip("wandb")
@@ -214,7 +214,7 @@ def test_a_server_that_stalls_at_the_end_is_not_waited_for(tmp_path, monkeypatch
 
 
 def test_a_silent_socket_is_waited_for_no_longer_than_told(monkeypatch):
-    from inco.tracker.online import no_answer
+    from inco.tracker.wandb_tools import no_answer
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
@@ -374,8 +374,9 @@ def test_a_workspace_charts_everything_over_rounds_and_groups_seeds():
     pytest.importorskip("wandb_workspaces")
     model = workspace("me", "inco", "InCo")._to_model().model_dump(by_alias=True)
     sections = model["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == [name for name, _ in SECTIONS] + [
-        "Pictures"
+    assert [section["name"] for section in sections] == [
+        *dict.fromkeys(section for section, _, _ in CHARTS),
+        "Pictures",
     ]
     charts = [
         panel["config"]
