@@ -29,12 +29,13 @@ from inco.data.partition import Partition
 from inco.data.recipes import Recipe
 from inco.data.transforms import Transform
 from inco.diagnostics import Subject
+from inco.engine.device import set_precision
 from inco.engine.engine import Engine
 from inco.engine.ranks import Ranks
 from inco.errors import ConfigError, InCoError
 from inco.evaluation.batchnorm import StaticNorm
 from inco.evaluation.evaluator import Evaluator
-from inco.fast.cuda_graphs import CapturedPasses, cuda_graph
+from inco.fast.cuda_graphs import CapturedPasses, CudaGraphs
 from inco.models.base import Family
 from inco.seeding import generator, numpy_rng
 from inco.simulator import Simulator
@@ -221,6 +222,7 @@ def _check_method(algorithm: Algorithm, local: Local, capacity: Any, split: Spli
 def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     """Build a run on this rank from validated settings. Raises ConfigError or DataError."""
     seed = settings["seed"]
+    set_precision(ranks.device, settings["local"]["precision"])
     parts = _parts(settings)
     parts.source.check()
     recipe = parts.recipe
@@ -231,7 +233,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
 
     dataset: Dataset = ranks.local_first(parts.source.load)
     partition = _partition(settings, parts, dataset)
-    classes = _classes_held(partition, dataset)
+    classes = _classes_held(partition, dataset).to(ranks.device)  # tasks carry views of it
     clients = settings["num_clients"], settings["sample_ratio"]
     population = Population(*clients, partition, parts.capacity, split, seed, classes)
     submodels = population.submodels(0)
@@ -347,15 +349,15 @@ def _evaluator(
 
 def _passes(mode: str, local: Local, ranks: Ranks) -> CapturedPasses | None:
     """Captured passes where a GPU can have them; results are the same without."""
-    if mode == "graph" and ranks.device.type != "cuda":
+    if ranks.device.type == "cuda":
+        if mode == "eager":
+            return None
+        return CapturedPasses(local.batch_size, local.precision, CudaGraphs(), mode == "graph")
+    if mode == "graph":
         raise ConfigError(
             "engine.mode=graph without a GPU: CUDA graphs need one; use engine.mode=auto"
         )
-    return (
-        CapturedPasses(local.batch_size, local.precision, cuda_graph)
-        if ranks.device.type == "cuda" and mode != "eager"
-        else None
-    )
+    return None
 
 
 def _diagnostics(parts: Parts, evaluator: Evaluator) -> Any:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Axes = tuple[str | None, ...]
 
-# Above this many contiguous runs one indexed copy is faster than a copy for each run.
-_MOST_RUNS = 4096
+# Above this many contiguous runs one indexed copy is faster than a copy for each run: on a GPU each
+# run is a launch.
+_MOST_RUNS = {"cpu": 4096, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -206,9 +209,10 @@ class Slice:
 
     def gather(self, vector: Tensor, out: Tensor) -> Tensor:
         """Copy this slice of a global vector [P] into `out` [n]."""
-        if self.runs is None:
+        runs = self.runs_on(vector.device)
+        if runs is None:
             return torch.index_select(vector, 0, self.index_on(vector.device), out=out)
-        for start, local, length in self.runs:
+        for start, local, length in runs:
             out.narrow(0, local, length).copy_(vector.narrow(0, start, length))
         return out
 
@@ -229,11 +233,17 @@ class Slice:
                 0, self.index_on(vector.device), self.weight.to(vector.device) * value
             )
             return
-        if self.runs is None:
+        runs = self.runs_on(vector.device)
+        if runs is None:
             vector[self.index_on(vector.device)] += value
             return
-        for start, _, length in self.runs:
+        for start, _, length in runs:
             vector.narrow(0, start, length).add_(value)
+
+    def runs_on(self, device: torch.device) -> tuple[tuple[int, int, int], ...] | None:
+        """Return the runs, or None where an indexed copy is faster on a device."""
+        few = self.runs is not None and len(self.runs) <= _MOST_RUNS[device.type]
+        return self.runs if few else None
 
     def index_on(self, device: torch.device) -> Tensor:
         """Return the index on a device; a copy for another device is made once and stays, as the
@@ -278,7 +288,7 @@ def _contiguous_runs(index: Tensor) -> tuple[tuple[int, int, int], ...] | None:
     starts = torch.cat(
         [torch.zeros(1, dtype=torch.int64), (torch.diff(index) != 1).nonzero().flatten() + 1]
     )
-    if len(starts) > _MOST_RUNS:
+    if len(starts) > max(_MOST_RUNS.values()):
         return None
     stops = torch.cat([starts[1:], torch.tensor([index.numel()])])
     lengths = (stops - starts).tolist()
@@ -310,6 +320,7 @@ class BoundModel:
         self.g = g.narrow(0, 0, params.numel)
         self.b = torch.zeros(buffers.numel, device=device, dtype=dtype)
         self._counters: list[tuple[Tensor, Tensor]] = []
+        self._batch_counters: list[tuple[_BatchNorm, Tensor]] = []
         for name, p in model.named_parameters():
             if name not in params.entries:  # frozen: not the server's business
                 continue
@@ -322,11 +333,32 @@ class BoundModel:
     def _bind_buffer(self, name: str, buffer: Tensor) -> None:
         view = self.buffers.view(self.b, name)
         view.copy_(buffer)
-        if self.buffers.entries[name].integer:
-            self._counters.append((buffer, view))
-        else:
-            owner, _, leaf = name.rpartition(".")
-            self.model.get_submodule(owner)._buffers[leaf] = view
+        path, _, leaf = name.rpartition(".")
+        owner = self.model.get_submodule(path)
+        if not self.buffers.entries[name].integer:
+            owner._buffers[leaf] = view
+            return
+        self._counters.append((buffer, view))
+        if isinstance(owner, _BatchNorm) and owner.momentum is not None:
+            self._batch_counters.append((owner, buffer))
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Keep BatchNorm from counting its batches, on which nothing depends: an operation a layer
+        in every training step. `count_batches` makes up for it.
+        """
+        for norm, _ in self._batch_counters:
+            norm.num_batches_tracked = None
+        try:
+            yield
+        finally:
+            for norm, counter in self._batch_counters:
+                norm.num_batches_tracked = counter
+
+    def count_batches(self, number: int) -> None:
+        """Add a number of batches to BatchNorm's counters."""
+        for _, counter in self._batch_counters:
+            counter.add_(number)
 
     def load(self, w: Tensor, b: Tensor, params: Slice, buffers: Slice) -> None:
         """Fill the model with its slice of the server's parameters `w` [P] and buffers `b` [B]."""

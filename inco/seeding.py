@@ -30,3 +30,10 @@ def generator(
 def numpy_rng(seed: int, purpose: str, *path: int) -> np.random.Generator:
     """Return a fresh NumPy generator for the stream."""
     return np.random.Generator(np.random.PCG64(seed_for(seed, purpose, *path)))
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that dropout draws from on a device."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

@@ -292,8 +292,9 @@ DropLast = Annotated[
     "leave out a short last batch, except where it is the only one",
 ]
 Precision = Annotated[
-    Literal["fp32", "bf16"],
-    "of arithmetic; bf16: for forward and backward passes, in scoring too",
+    Literal["fp32", "tf32", "bf16"],
+    "of arithmetic. fp32: IEEE single precision, on a GPU too; tf32: a GPU's products and"
+    " convolutions take inputs of 10 bits; bf16: for forward and backward passes, in scoring too",
 ]
 MaxGradNorm = Annotated[
     float | None,

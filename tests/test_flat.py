@@ -117,7 +117,7 @@ INDICES: dict[str, Tensor] = {
     "every other": torch.arange(0, 300, 2),
     "one": torch.tensor([123]),
     "none": torch.empty(0, dtype=torch.int64),
-    "scattered": scattered(4 * _MOST_RUNS),
+    "scattered": scattered(4 * _MOST_RUNS["cpu"]),
 }
 
 
@@ -136,13 +136,25 @@ def test_slice_is_plain_indexing(case: str) -> None:
     assert torch.equal(sums, expected)
 
 
-def test_runs_and_index_paths_agree() -> None:
+def test_a_gpu_copies_few_runs_and_else_by_index() -> None:
+    """Each run would be a launch there."""
+    few = Slice(Layout([Entry("x", (128,), 0)]), torch.arange(256).view(-1, 4)[:, :2].flatten())
+    many = Slice(Layout([Entry("x", (130,), 0)]), torch.arange(260).view(-1, 4)[:, :2].flatten())
+    for held, on_gpu in ((few, 64), (many, None)):
+        runs = held.runs_on(torch.device("cuda"))
+        assert (None if runs is None else len(runs)) == on_gpu
+        assert held.runs_on(torch.device("cpu")) == held.runs
+
+
+def test_runs_and_index_paths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same coordinates on both paths; the run path is the one a sorted copy of them takes."""
-    index = torch.cat([torch.arange(1000), 1001 + 3 * torch.arange(_MOST_RUNS + 1)])
+    index = torch.cat([torch.arange(1000), 1001 + 3 * torch.arange(_MOST_RUNS["cpu"] + 1)])
     by_index = Slice(Layout([Entry("x", (len(index),), 0)]), index)
     by_runs = Slice(by_index.layout, index)
     runs = tuple((s, k, 1) for k, s in enumerate(index.tolist()))
-    object.__setattr__(by_runs, "runs", ((0, 0, 1000), *runs[1000:]))
+    monkeypatch.setitem(_MOST_RUNS, "cpu", len(index))
+    by_runs.runs = ((0, 0, 1000), *runs[1000:])
+    assert by_runs.runs_on(index.device) is by_runs.runs
     assert by_index.runs is None
     vector = torch.randn(int(index.max()) + 1)
     out = [torch.empty(len(index)) for _ in range(2)]

@@ -13,7 +13,7 @@ from inco.types import SubModel
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class PooledModel:
     """What training one level needs: the bound model and the optimizer of its flat vector."""
 
     bound: BoundModel
@@ -32,22 +32,23 @@ class ModelPool:
         self._local = local
         self.device = torch.device(device)
         # parameters and gradients of whichever level is at work
-        self._memory = torch.zeros(2, largest, device=device)
-        self._benches: dict[int, Bench] = {}
+        # (each starts on a multiple of 256 bytes, as kernels that read four numbers at once want it)
+        self._memory = torch.zeros(2, -(-largest // 64) * 64, device=device)
+        self._models: dict[int, PooledModel] = {}
         self._frozen: dict[tuple[int, str], BoundModel] = {}
 
-    def get(self, sub: SubModel) -> Bench:
+    def get(self, sub: SubModel) -> PooledModel:
         """Return the level's model, built on first use."""
-        if sub.level not in self._benches:
+        if sub.level not in self._models:
             fits = sub.params.layout.numel <= self._memory.shape[1]
             memory = (self._memory[0], self._memory[1]) if fits else None
             bound = BoundModel(
-                sub.build(), sub.params.layout, sub.buffers.layout, self.device, memory
+                _built(sub), sub.params.layout, sub.buffers.layout, self.device, memory
             )
             flat = nn.Parameter(bound.w)
             flat.grad = bound.g
-            self._benches[sub.level] = Bench(bound, self._local.optimizer(flat))
-        return self._benches[sub.level]
+            self._models[sub.level] = PooledModel(bound, self._local.optimizer(flat))
+        return self._models[sub.level]
 
     def frozen(self, sub: SubModel, role: str, w: Tensor, b: Tensor) -> nn.Module:
         """Return the level's model of a role, built on first use, that holds `w` [n] and `b`, for
@@ -55,9 +56,17 @@ class ModelPool:
         """
         key = (sub.level, role)
         if key not in self._frozen:
-            model = sub.build().requires_grad_(False).eval()
+            model = _built(sub).requires_grad_(False).eval()
             self._frozen[key] = BoundModel(
                 model, sub.params.layout, sub.buffers.layout, self.device
             )
         self._frozen[key].set(w.to(self.device), b.to(self.device))
         return self._frozen[key].model
+
+
+def _built(sub: SubModel) -> nn.Module:
+    """Build a level's model; its own first weights, which nobody uses, are drawn aside, as dropout
+    must not depend on who meets a level first.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return sub.build()

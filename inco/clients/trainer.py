@@ -16,7 +16,7 @@ from inco.data.dataset import Images
 from inco.data.transforms import Transform
 from inco.fast.cuda_graphs import CapturedPasses, plain_pass
 from inco.flat import BoundModel
-from inco.seeding import generator, seed_for
+from inco.seeding import default_generator, generator, seed_for
 from inco.spans import span
 from inco.types import ClientResult, ClientTask, LocalRun, Objective, SubModel, cross_entropy
 
@@ -116,10 +116,12 @@ class Trainer:
         """
         # torch.manual_seed keeps a note, with a traceback, for every kind of device that has not
         # been used yet: slow, and ever more memory
-        self._dropout.manual_seed(seed_for(self.seed, "dropout", task.round, task.client))
+        default_generator(self.pool.device).manual_seed(
+            seed_for(self.seed, "dropout", task.round, task.client)
+        )
         with span("load the client"):
-            bench = self.pool.get(sub)
-            bound = bench.bound
+            pooled = self.pool.get(sub)
+            bound = pooled.bound
             bound.load(w, b, sub.params, sub.buffers)
             run = self._start(task, sub, bound, server)
             if self.algorithm.stateful:
@@ -144,17 +146,19 @@ class Trainer:
                 else None
             )
 
-        loss = train_locally(
-            run,
-            self.algorithm,
-            bench.optimizer,
-            self._batches(task),
-            self.local.precision,
-            sub.objective,
-            self.local.max_grad_norm,
-            captured,
-        )
+        with bound.uncounted():
+            loss = train_locally(
+                run,
+                self.algorithm,
+                pooled.optimizer,
+                self._batches(task),
+                self.local.precision,
+                sub.objective,
+                self.local.max_grad_norm,
+                captured,
+            )
         with span("upload"):
+            bound.count_batches(run.steps)
             buffers = bound.read_buffers()
             vectors = {**self._uploads(run, sub), "buffers": buffers}
             if self.algorithm.stateful:
@@ -206,14 +210,6 @@ class Trainer:
         run.full_gradient = lambda: self._full_gradient(task, bound, sub.objective)
         return run
 
-    @property
-    def _dropout(self) -> torch.Generator:
-        """The generator that dropout draws from on this worker's device."""
-        device = self.pool.device
-        if device.type == "cuda":
-            return torch.cuda.default_generators[device.index or 0]
-        return torch.default_generator
-
     def _full_gradient(self, task: ClientTask, bound: BoundModel, objective: Objective) -> Tensor:
         """Return the mean gradient over all the client's examples at the current weights, [n].
 
@@ -222,7 +218,8 @@ class Trainer:
         before = bound.read_buffers().clone()
         total = torch.zeros_like(bound.g)
         augment = self._stream("full_gradient", task)
-        random = self._dropout.get_state()
+        dropout = default_generator(self.pool.device)
+        drawn = dropout.get_state()
         examples = task.examples.to(self.pool.device)
         for start, stop in self.local.batches(len(examples), self.smallest, drop_last=False):
             x, y = take(self.train, examples[start:stop], self.transform, augment)
@@ -230,7 +227,7 @@ class Trainer:
             plain_pass(bound.model, objective, x, y, task, self.local.precision)[1].backward()
             total += bound.g * len(y)
         bound.set_buffers(before)
-        self._dropout.set_state(random)  # dropout of the local steps is as without this pass
+        dropout.set_state(drawn)  # dropout of the local steps is as without this pass
         return total / len(examples)
 
     def steps(self, examples: int) -> int:

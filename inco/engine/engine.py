@@ -8,6 +8,7 @@ numbers only, so a result never depends on how many there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +104,9 @@ class Engine:
         """
         mine = self.assignment(cohort.tasks)[self.ranks.rank]
         self._sums.reset()
-        error = self._guarded(lambda: self._train(cohort, mine, w, b, server, observe, callbacks))
+        self._agreed(lambda: self._train(cohort, mine, w, b, server, observe, callbacks))
         with span("reduction, and waiting for other workers"):
-            self._reduce(self._sums.total, error)
+            self.ranks.sum_(self._sums.total)
         with span("server"):
             return cohort.average(self._sums)
 
@@ -158,15 +159,22 @@ class Engine:
     def _client(
         self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]
     ) -> ClientResult:
+        with suppress(torch.OutOfMemoryError):
+            return self._attempt(task, sub, w, b, server)
+        # What others left in the cache may be all that it lacked; its draws are named, so the
+        # second attempt is the same. Only here has the first one given back its own memory.
+        torch.cuda.empty_cache()
         try:
-            try:
-                return self.trainer(task, sub, w, b, server)
-            # what others left in the cache may be all that it lacked; its draws are named, so it is
-            # the same
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                return self.trainer(task, sub, w, b, server)
-        except InCoError:
+            return self._attempt(task, sub, w, b, server)
+        except torch.OutOfMemoryError as error:
+            raise client_failed(task, sub, self.ranks.rank, error) from error
+
+    def _attempt(
+        self, task: ClientTask, sub: SubModel, w: Tensor, b: Tensor, server: Mapping[str, Tensor]
+    ) -> ClientResult:
+        try:
+            return self.trainer(task, sub, w, b, server)
+        except (InCoError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise client_failed(task, sub, self.ranks.rank, error) from error
@@ -204,23 +212,19 @@ class Engine:
     ) -> list[tuple[int, int]]:
         return [units[i] for i in assign(costs, self.ranks.world)[self.ranks.rank]]
 
-    def _guarded(self, work: Callable[[], None]) -> InCoError | None:
-        """Do this rank's work; keep its error, so that every rank can meet in the reduction and
-        stop together.
-        """
+    def _agreed(self, work: Callable[[], None]) -> None:
+        """Do this rank's work; where it fails on any, stop together with that error on all."""
+        error: InCoError | None = None
         try:
             work()
-        except InCoError as error:
-            self._sums.failures.fill_(1)
-            return error
-        return None
-
-    def _reduce(self, total: Tensor, error: InCoError | None) -> None:
+        except InCoError as mine:
+            error = mine
         try:
-            self.ranks.sum_(total)
+            with span("reduction, and waiting for other workers"):
+                failed = self.ranks.any(error is not None)
+            if failed:
+                raise next(e for e in self.ranks.gather(error) if e is not None)
         except PeerLost:
             if error is not None:  # this rank's own failure says more
                 raise error from None
             raise
-        if int(self._sums.failures):
-            raise next(e for e in self.ranks.gather(error) if e is not None)

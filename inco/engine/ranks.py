@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,73 +16,77 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inco.engine.device import configure, place_of
 from inco.errors import ConfigError, PeerLost
-from inco.fast.allocator import keep_freed_memory
 
-_TIMEOUT = timedelta(hours=6)  # a rank may train one long client while the others wait
+_LONGEST = timedelta(hours=6)  # a rank may train one long client while the others wait
+_SUM_S = 600.0  # of a sum on GPUs, for which all ranks are there
+_JOIN_S = 600.0  # until every rank has imported what it needs
+_PAUSE_S = 2e-3  # the longest between two looks at a collective
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The process group of a run: this process's rank among `world`, and its device."""
+    """The process group of a run: this process's rank among `world`, and its device.
+
+    `nccl`: sums of tensors on a GPU go from GPU to GPU, else through the host. All waits are loops
+    that look, so that an interruption is heard.
+    """
 
     rank: int
     world: int
     device: torch.device
+    nccl: bool = False
 
     @classmethod
     def join(cls, rank: int, world: int, device: str, store: str | Meeting) -> Ranks:
         """Join the group. `store`: a file shared by ranks of one machine, or where ranks that
         torchrun has started meet.
 
-        On CPU a rank uses one thread: the number of threads changes bits, the number of ranks does
-        not.
+        Raises ConfigError where ranks have different kinds of devices.
         """
-        place = _place(device, int(os.environ.get("LOCAL_RANK", rank)))
-        if place.type == "cpu":
-            torch.set_num_threads(1)
-            keep_freed_memory()
-        else:
-            torch.cuda.set_device(place)
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        # NCCL refuses two ranks on one GPU; gloo then carries the sums through the CPU
-        own_gpu = place.type == "cuda" and torch.cuda.device_count() >= int(
-            os.environ.get("LOCAL_WORLD_SIZE", world)
-        )
-        backend = "nccl" if own_gpu else "gloo"
-        if isinstance(store, str):
-            dist.init_process_group(
-                backend,
-                init_method=f"file://{store}",
-                rank=rank,
-                world_size=world,
-                timeout=_TIMEOUT,
-            )
-        else:
-            dist.init_process_group(
-                backend, store=store.store, rank=rank, world_size=world, timeout=_TIMEOUT
-            )
-        return cls(rank, world, place)
+        place = place_of(device, int(os.environ.get("LOCAL_RANK", rank)))
+        configure(place)
+        if world == 1:
+            return cls(rank, world, place)
+        keys = dist.FileStore(store, world) if isinstance(store, str) else store.store
+        nccl = _all_on_own_gpus(keys, rank, world, place)
+        # what lies on the host, errors among it, goes over gloo in any case
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+        dist.init_process_group(backend, store=keys, rank=rank, world_size=world, timeout=_LONGEST)
+        return cls(rank, world, place, nccl)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up an int64 tensor over all ranks, in place."""
+        if self.world == 1:
+            return tensor
+        if tensor.is_cuda and self.nccl:
+            # NCCL would wait for a rank that has failed: first all say on the host that they come
+            self.any(False)
+            self._do(dist.all_reduce, tensor, limit_s=_SUM_S)
+            return tensor
+        total = tensor.cpu()
+        self._do(dist.all_reduce, total)
+        return tensor.copy_(total) if tensor.is_cuda else tensor
+
+    def any(self, mine: bool) -> bool:
+        """Tell whether it is so on any rank."""
+        total = torch.tensor([int(mine)])
         if self.world > 1:
-            through_host = tensor.is_cuda and dist.get_backend() == "gloo"
-            total = tensor.cpu() if through_host else tensor
-            with _peers():
-                dist.all_reduce(total)
-            if through_host:
-                tensor.copy_(total)
-        return tensor
+            self._do(dist.all_reduce, total)
+        return bool(total)
 
     def share(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
-        box = [value]
-        if self.world > 1:
-            with _peers():
-                dist.broadcast_object_list(box, src=0)
-        return box[0]
+        if self.world == 1:
+            return value
+        data = _bytes(value if self.rank == 0 else None)
+        size = torch.tensor([len(data)])
+        self._do(dist.broadcast, size, 0)
+        if self.rank > 0:
+            data = torch.empty(int(size), dtype=torch.uint8)
+        self._do(dist.broadcast, data, 0)
+        return value if self.rank == 0 else _value(data)
 
     def first(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 alone, and return what it gave on every rank."""
@@ -87,11 +94,16 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order."""
-        found = [value] * self.world
-        if self.world > 1:
-            with _peers():
-                dist.all_gather_object(found, value)
-        return found
+        if self.world == 1:
+            return [value]
+        data = _bytes(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        self._do(dist.all_gather, sizes, torch.tensor([len(data)]))
+        padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
+        padded[: len(data)] = data
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        self._do(dist.all_gather, parts, padded)
+        return [_value(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
 
     def local_first(self, work: Callable[[], Any]) -> Any:
         """Do `work` on every rank, on the first rank of each machine before the others: it may fill
@@ -102,10 +114,78 @@ class Ranks:
         self.gather(None)
         return done if first else work()
 
-    def close(self) -> None:
-        """Leave the group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    def _do(
+        self, collective: Callable[..., Any], *args: Any, limit_s: float = float("inf")
+    ) -> None:
+        """Do a collective, and wait for it.
+
+        Raises PeerLost where a rank has died, so that its connections close, or time is up.
+        """
+        until = time.monotonic() + limit_s
+        pause = _PAUSE_S / 64
+        with _peers():
+            work = collective(*args, async_op=True)
+            while not work.is_completed():
+                if time.monotonic() > until:
+                    raise PeerLost(
+                        f"a sum over {self.world} GPUs has not ended in {limit_s:.0f} s; nothing"
+                        " of the round under way has been applied"
+                    )
+                time.sleep(pause)
+                pause = min(1.5 * pause, _PAUSE_S)
+            work.wait()
+
+    def close(self, failed: bool = False) -> None:
+        """Leave the group.
+
+        `failed`: others may be in a collective that this rank will not enter, and an orderly end
+        would wait for them.
+        """
+        if not dist.is_initialized():
+            return
+        group = dist.group.WORLD
+        if failed and self.nccl and group is not None:
+            with suppress(RuntimeError):
+                group.abort()
+        dist.destroy_process_group()
+
+
+def _bytes(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _value(data: Tensor) -> Any:
+    return pickle.loads(data.numpy().tobytes())
+
+
+def _all_on_own_gpus(keys: dist.Store, rank: int, world: int, place: torch.device) -> bool:
+    """Tell whether every rank has a GPU of its own, as NCCL needs it; all ranks come to the same
+    answer.
+
+    Raises ConfigError where some compute on GPUs and some do not.
+    """
+    mine = "cpu"
+    if place.type == "cuda":
+        mine = f"{socket.gethostname()} {torch.cuda.get_device_properties(place).uuid}"
+    keys.set(f"device/{rank}", mine)
+    found = [_read(keys, f"device/{r}", r) for r in range(world)]
+    without = [r for r, device in enumerate(found) if device == "cpu"]
+    if without and len(without) < world:
+        raise ConfigError(
+            f"engine.device=auto: ranks {without} see no GPU and the others do, and results would"
+            " depend on which rank trains whom; use engine.device=cpu, or nodes that are alike"
+        )
+    return not without and len(set(found)) == world
+
+
+def _read(keys: dist.Store, key: str, rank: int) -> str:
+    """Return what another rank has written, as soon as it is there."""
+    until = time.monotonic() + _JOIN_S
+    while not keys.check([key]):
+        if time.monotonic() > until:
+            raise PeerLost(f"rank {rank} has not come in {_JOIN_S:.0f} s; is its node up?")
+        time.sleep(0.02)
+    return keys.get(key).decode()
 
 
 class Meeting:
@@ -132,7 +212,7 @@ class Meeting:
 
     def goes_ahead(self) -> bool:
         """Wait on another rank until rank 0 has said so."""
-        self.store.wait(["go"], _TIMEOUT)
+        self.store.wait(["go"], _LONGEST)
         return self.store.get("go") == b"yes"
 
 
@@ -147,14 +227,3 @@ def _peers() -> Iterator[None]:
         raise PeerLost(
             "a worker is gone; nothing of the round under way has been applied"
         ) from lost
-
-
-def _place(device: str, local_rank: int) -> torch.device:
-    cuda = torch.cuda.is_available()
-    if device == "cpu" or (device == "auto" and not cuda):
-        return torch.device("cpu")
-    if not cuda:
-        raise ConfigError(
-            f"engine.device={device}: torch sees no GPU here; use engine.device=auto or cpu"
-        )
-    return torch.device("cuda", local_rank % torch.cuda.device_count())

@@ -8,6 +8,7 @@ to the loss, take the eager pass.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from inco.algorithms.fedavg import Algorithm
 from inco.flat import BoundModel
+from inco.seeding import default_generator
 from inco.types import ClientTask, Objective, Output
+
+log = logging.getLogger(__name__)
 
 Replay = Callable[[], None]
 _WARM_UP = 3  # passes before a capture: libraries choose and allocate in the first ones
@@ -50,14 +54,22 @@ def plain_pass(
 
 class CapturedPasses:
     """Captured passes by level and phase of the objective; `size`: examples of a full batch;
-    `capture`: see `cuda_graph`.
+    `capture`: see `CudaGraphs`; `required`: a pass that cannot be captured is an error, and not
+    taken eagerly.
     """
 
-    def __init__(self, size: int, precision: str, capture: Callable[[Replay], Replay]) -> None:
+    def __init__(
+        self,
+        size: int,
+        precision: str,
+        capture: Callable[[Replay], Replay],
+        required: bool = False,
+    ) -> None:
         self.size = size
         self.precision = precision
         self.capture = capture
-        self._passes: dict[tuple[int, int], Pass] = {}
+        self.required = required
+        self._passes: dict[tuple[int, int], Pass | None] = {}
 
     def fits(self, algorithm: Algorithm, x: Tensor) -> bool:
         """Tell whether a batch can take a captured pass."""
@@ -65,20 +77,48 @@ class CapturedPasses:
 
     def run(
         self, bound: BoundModel, objective: Objective, x: Tensor, y: Tensor, task: ClientTask
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Leave the batch's gradient in the model's flat gradient, which was zero, and return its
-        loss; valid until the next call.
+        loss, valid until the next call; None where the pass could not be captured.
         """
         key = task.level, getattr(objective, "phase", lambda round: 0)(task.round)
         if key not in self._passes:
-            self._passes[key] = self._make(bound, objective, x, y, task)
+            self._passes[key] = self._made_or_none(bound, objective, x, y, task)
         made = self._passes[key]
+        if made is None:
+            return None
         made.x.copy_(x)
         made.y.copy_(y)
         if made.task.classes is not None and task.classes is not None:
             made.task.classes.copy_(task.classes)
         made.replay()
         return made.loss
+
+    def _made_or_none(
+        self, bound: BoundModel, objective: Objective, x: Tensor, y: Tensor, task: ClientTask
+    ) -> Pass | None:
+        """Capture a pass, as if warming up had not been: buffers, gradient and the stream of
+        dropout are as before.
+        """
+        buffers = bound.read_buffers().clone()
+        dropout = default_generator(x.device)
+        drawn = dropout.get_state()
+        try:
+            return self._make(bound, objective, x, y, task)
+        except RuntimeError as error:
+            if self.required:
+                raise
+            log.warning(
+                "level %d's passes cannot be captured as a CUDA graph, and are taken one launch"
+                " after the other (engine.mode=eager does so from the start): %s",
+                task.level,
+                error,
+            )
+            return None
+        finally:
+            bound.set_buffers(buffers)
+            bound.g.zero_()
+            dropout.set_state(drawn)
 
     def _make(
         self, bound: BoundModel, objective: Objective, x: Tensor, y: Tensor, task: ClientTask
@@ -95,25 +135,28 @@ class CapturedPasses:
             value.backward()
             loss.copy_(value.detach())
 
-        buffers = bound.read_buffers().clone()
         made.replay = self.capture(work)
-        bound.set_buffers(buffers)  # as if warming up had not been
-        bound.g.zero_()
         return made
 
 
-def cuda_graph(work: Replay) -> Replay:
-    """Capture `work` as a CUDA graph and return its replay.
+class CudaGraphs:
+    """Captures work as CUDA graphs that share one pool of memory.
 
-    The work reads and writes tensors that stay where they are.
+    They may, as they are replayed one after the other and leave their results outside the pool.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Replay) -> Replay:
+        """Return the replay of `work`, which reads and writes tensors that stay where they are."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
             work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        return graph.replay

@@ -18,7 +18,8 @@ from inco.types import ClientResult, ClientTask, SubModel, Upload
 
 # Shares of a cohort sum to one, so a sum is at most the largest upload: that is this many steps.
 _SUM_LIMIT = 2.0**62
-_CHUNK = 32_768  # elements worked on at once; stays in a core's cache
+# Elements worked on at once: on a CPU they stay in a core's cache, on a GPU each piece is a launch.
+_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}
 
 
 def entries_of(upload: Upload, sizes: Mapping[str, int]) -> int:
@@ -51,12 +52,13 @@ class RoundSums:
     ) -> None:
         self.uploads = uploads
         lengths = [entries_of(upload, sizes) for upload in uploads.values()]
-        lengths += [cohort_size] * 3 + [1]
+        lengths += [cohort_size] * 3
         self.total = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
-        *vectors, self.losses, self.steps, self.skipped, self.failures = self.total.split(lengths)
+        *vectors, self.losses, self.steps, self.skipped = self.total.split(lengths)
         self.vectors = dict(zip(uploads, vectors, strict=True))
-        self._wide = torch.empty(_CHUNK, dtype=torch.float64, device=device)
-        self._whole = torch.empty(_CHUNK, dtype=torch.int64, device=device)
+        chunk = min(_CHUNK[self.total.device.type], max(lengths))
+        self._wide = torch.empty(chunk, dtype=torch.float64, device=device)
+        self._whole = torch.empty(chunk, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
         """Forget a former round, in place."""
@@ -106,12 +108,13 @@ class RoundSums:
         if values.numel() == 0:
             return
         weight = where.weight
-        if where.runs is None:
+        runs = where.runs_on(total.device)
+        if runs is None:
             index = where.index_on(total.device)
             for begin, whole in self._whole_numbers(values, 0, len(values), factor, weight):
                 total.index_add_(0, index.narrow(0, begin, len(whole)), whole)
             return
-        for start, local, length in where.runs:
+        for start, local, length in runs:
             for begin, whole in self._whole_numbers(values, local, length, factor, weight):
                 total.narrow(0, start + begin, len(whole)).add_(whole)
 
@@ -121,8 +124,9 @@ class RoundSums:
         """Yield a stretch of values times `factor` (and times each one's weight) as whole numbers,
         piece by piece with its offset.
         """
-        for begin in range(0, length, _CHUNK):
-            size = min(_CHUNK, length - begin)
+        chunk = len(self._wide)
+        for begin in range(0, length, chunk):
+            size = min(chunk, length - begin)
             wide = self._wide[:size]
             whole = self._whole[:size]
             wide.copy_(values.narrow(0, start + begin, size)).mul_(factor)

@@ -4,8 +4,12 @@ all there is to them.
 """
 
 import hashlib
-from collections.abc import Mapping
+import os
+import socket
+import weakref
+from collections.abc import Iterator, Mapping
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +21,11 @@ from inco.clients.local import SGD, Local
 from inco.clients.pool import ModelPool
 from inco.data.dataset import Images
 from inco.data.transforms import Normalise, Transform
+from inco.engine.device import configure, set_precision, set_tf32
 from inco.engine.engine import Engine
 from inco.engine.failure import client_failed
-from inco.engine.ranks import Ranks
-from inco.errors import NumericError, WorkerError
+from inco.engine.ranks import Ranks, _all_on_own_gpus
+from inco.errors import ConfigError, NumericError, WorkerError
 from inco.evaluation.evaluator import Evaluator
 from inco.fast.schedule import assign
 from inco.flat import Layout, Slice
@@ -269,3 +274,102 @@ def test_a_gpu_that_runs_out_of_memory_is_told_with_what_may_help() -> None:
     assert "batch_size" not in str(
         client_failed(ClientTask(2, 4, 0, torch.arange(3)), SUBS[0], 1, RuntimeError("other"))
     )
+
+
+def test_the_second_attempt_has_the_memory_of_the_first() -> None:
+    """An exception under way would keep the failed attempt's tensors by its traceback."""
+    held: list[weakref.ref[Tensor]] = []
+
+    class Short(Fake):
+        def __call__(self, task: ClientTask, *args: object) -> ClientResult:
+            activations = torch.zeros(10)
+            if not held:
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            assert held[0]() is None
+            return super().__call__(task, *args)  # type: ignore[arg-type]
+
+    house = engine(Short())
+    found = house.map_reduce(house.cohort(TASKS, SUBS), torch.zeros(8), torch.empty(0), {})
+    assert held and [row.client for row in found.clients] == [6, 2, 9]
+
+
+# --- devices
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    yield
+    set_tf32(False)
+
+
+def test_float32_on_a_gpu_is_float32_unless_asked_otherwise(tf32: None) -> None:
+    """torch's own default lets convolutions round to TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    for precision, kind in (("tf32", "tf32"), ("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        set_precision(torch.device("cuda"), precision)
+        assert matmul.fp32_precision == cudnn.fp32_precision == cudnn.conv.fp32_precision == kind
+
+
+def test_tf32_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"local\.precision=tf32 .*use local\.precision=fp32"):
+        set_precision(torch.device("cpu"), "tf32")
+
+
+def test_a_gpu_is_set_up_in_one_place(monkeypatch: pytest.MonkeyPatch, tf32: None) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        configure(torch.device("cuda", 1))
+        assert chosen == [torch.device("cuda", 1)]
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+# --- which backend
+
+
+class Keys(dict):
+    """A store, as far as agreeing on a backend needs one."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("others", "mine", "nccl"),
+    [
+        (["a gpu-1"], "gpu-0", True),
+        (["a gpu-0"], "gpu-0", False),  # two ranks on one GPU: NCCL refuses them
+        (["b gpu-0", "b gpu-1"], "gpu-0", True),  # one GPU a rank and more nodes
+        (["cpu"], "cpu", False),
+    ],
+)
+def test_all_ranks_agree_on_a_backend(
+    others: list[str], mine: str, nccl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "a")
+    properties = SimpleNamespace(uuid=mine)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: properties)
+    keys = Keys({f"device/{r}": name.encode() for r, name in enumerate(others, start=1)})
+    place = torch.device("cpu" if mine == "cpu" else "cuda")
+    assert _all_on_own_gpus(keys, 0, 1 + len(others), place) == nccl  # type: ignore[arg-type]
+
+
+def test_nodes_with_and_without_gpus_are_refused() -> None:
+    keys = Keys({"device/1": b"b gpu-0"})
+    with pytest.raises(ConfigError, match=r"ranks \[0\] see no GPU and the others do"):
+        _all_on_own_gpus(keys, 0, 2, torch.device("cpu"))  # type: ignore[arg-type]

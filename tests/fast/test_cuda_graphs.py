@@ -12,8 +12,8 @@ import inco.assembly as wiring
 from inco.callbacks import EachRound
 from inco.config.validate import validate
 from inco.engine.ranks import Ranks
-from inco.errors import ConfigError
-from inco.fast.cuda_graphs import CapturedPasses, Replay, cuda_graph
+from inco.errors import ConfigError, WorkerError
+from inco.fast.cuda_graphs import CapturedPasses, Replay
 
 
 def again(work: Replay) -> Replay:
@@ -77,6 +77,60 @@ def test_a_method_that_adds_to_the_loss_takes_the_eager_pass() -> None:
     assert counted == {"captured": 0, "replayed": 0}
 
 
+def fails(work: Replay) -> Replay:
+    """A capture that is refused after it has warmed up."""
+    work()
+    torch.rand(3)  # as dropout's draws would
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def training(required: bool):
+    """A run whose passes cannot be captured."""
+    settings = settings_of(*TINY, "split=stage")
+    assembly = wiring.assemble(settings, Ranks(0, 1, torch.device("cpu")))
+    size, precision = settings["local"]["batch_size"], settings["local"]["precision"]
+    assembly.trainer.passes = CapturedPasses(size, precision, fails, required)
+    return assembly
+
+
+def test_what_cannot_be_captured_is_taken_eagerly_with_one_warning_a_level(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    eager, _, _ = run(False, "split=stage")
+    assembly = training(required=False)
+    state = assembly.simulator.start(0)
+    assembly.simulator.run(state, 2, ())
+    assert torch.equal(eager.w, state.w) and torch.equal(eager.b, state.b)
+    said = [r.getMessage() for r in caplog.records if "cannot be captured" in r.getMessage()]
+    assert len(said) == 5 and all("not permitted when stream is capturing" in s for s in said)
+
+
+def test_engine_mode_graph_does_not_fall_back() -> None:
+    assembly = training(required=True)
+    with pytest.raises(WorkerError, match="not permitted when stream is capturing"):
+        assembly.simulator.round(assembly.simulator.start(0))
+
+
+def test_capturing_leaves_the_stream_of_dropout_as_it_was() -> None:
+    """Else the client that meets a new level first would draw other masks, by worker count."""
+
+    def drawing(work: Replay) -> Replay:
+        work()
+        torch.rand(5)
+        return work
+
+    assembly = training(required=False)
+    trainer = assembly.trainer
+    trainer.passes = CapturedPasses(trainer.local.batch_size, "fp32", drawing)
+    start = assembly.simulator.start(0)
+    task = assembly.simulator.population.tasks(1)[0]
+    after = []
+    for _ in range(2):  # captured in the first, replayed in the second
+        trainer(task, assembly.split.submodel(task.level, 1), start.w, start.b, {})
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)
+
+
 def test_graphs_without_a_gpu_are_refused() -> None:
     assert "engine.mode=graph" in validate(settings_of("engine.mode=graph", "engine.device=cpu"))[0]
     if not torch.cuda.is_available():
@@ -96,4 +150,4 @@ def test_cuda_graphs_have_the_eager_bits() -> None:
         state = assembly.simulator.start(0)
         assembly.simulator.run(state, 2, ())
         states.append(state)
-    assert torch.equal(states[0].w, states[1].w) and callable(cuda_graph)
+    assert torch.equal(states[0].w, states[1].w)

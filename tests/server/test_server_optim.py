@@ -112,7 +112,7 @@ def test_two_steps_by_hand() -> None:
 @pytest.mark.parametrize("block", [7, 1 << 18])
 @pytest.mark.parametrize("name", MADE)
 def test_scalar_loop(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optim, "_BLOCK", block)
+    monkeypatch.setitem(optim._BLOCK, "cpu", block)
     w, rounds = problem(40, 6)
     got, state = run(MADE[name](), w, rounds)
     for i in range(len(w)):
