@@ -1,7 +1,4 @@
-"""Reports: one HTML file about a run, and tables and a page that compare runs.
-
-They open offline and fetch nothing.
-"""
+"""Reports that open offline: the page of a run, and a comparison of runs."""
 
 from inco.report.comparison import write_comparison
 from inco.report.run_page import write_run

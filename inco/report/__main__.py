@@ -26,30 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (0, or the error's)."""
     parser = argparse.ArgumentParser(
         prog="python -m inco.report",
-        description=(
-            "Write the page of a run, or compare runs: tables and curves, means over seeds."
-        ),
+        description="Write the page of a run, or compare runs: tables and curves, means over"
+        " seeds.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a run's folder, or a folder above some"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of a comparison (default: the one above all runs)",
-    )
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument(
-        "--filter",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="keep runs with this choice or setting",
-    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="a run's folder, or a folder above some")
+    out = "folder of a comparison (default: the one above all runs)"
+    add("--out", type=Path, metavar="DIR", help=out)
+    add("--open", action="store_true", help="open the page in the browser")
+    kept = "keep runs with this choice or setting"
+    add("--filter", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=kept)
     options = parser.parse_args(arguments)
     try:
         return _report(options)
@@ -76,7 +64,8 @@ def _report(options: argparse.Namespace) -> int:
         paths = [page]
         text = run_markdown(runs[0])
     else:
-        out = options.out or _above([run.folder for run in runs])
+        parents = [run.folder.resolve().parent for run in runs]
+        out = options.out or Path(os.path.commonpath(parents))
         # the comparison links to them
         new = [write_run(run.folder) for run in runs if not (run.folder / NAME).exists()]
         page, *more = write_comparison(runs, out, f"Comparison of {len(runs)} runs")
@@ -89,15 +78,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _short(path: Path) -> str:
-    """Write a path as seen from here where it is below."""
+    """Write a path as seen from the working folder where it is below."""
     whole = path.resolve()
     here = Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
-
-
-def _above(folders: Sequence[Path]) -> Path:
-    """Return the folder that all runs are below."""
-    return Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
 
 
 if __name__ == "__main__":

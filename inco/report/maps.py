@@ -1,10 +1,8 @@
-"""Maps and histograms: who holds what, how alike models are, and how gradients are distributed,
-made small enough for a page.
-"""
+"""Maps and histograms of data, similarities and gradients, made small enough for a page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -26,13 +24,11 @@ CKA_CELLS = 30_000
 HISTOGRAM_CELLS = 30_000
 MOST_LAYERS = 24
 MOST_BINS = 60  # on each side of the middle bin: six decades
-MERGED = 2  # bins of a histogram that become one: 10 a decade are left
+MERGED = 2  # bins of a histogram that become one: 10 per decade are left
 
 
 def partition(run: Run) -> dict[str, Any] | None:
-    """Return how many examples of each class the clients hold, [clients][classes], sorted by
-    capacity; None before round 1.
-    """
+    """Return examples per class, [clients][classes], sorted by capacity; None before round 1."""
     found = run.partition()
     if found is None:
         return None
@@ -40,26 +36,21 @@ def partition(run: Run) -> dict[str, Any] | None:
     levels = found["levels"]
     shown = counts[:MOST_CLIENTS, :MOST_CLASSES]
     order = np.argsort(levels[:MOST_CLIENTS], kind="stable")
-    names = run.about.get("capacities") or []
-    classes = run.about.get("classes") or []
+    names = dict(enumerate(run.about.get("capacities") or []))
+    classes = dict(enumerate(run.about.get("classes") or []))
     return {
         "counts": shown[order].tolist(),
         "clients": order.tolist(),
-        "capacities": [_named(names, int(level)) for level in levels[order]],
-        "classes": [_named(classes, k, "") for k in range(shown.shape[1])],
+        "capacities": [str(names.get(k, f"level {k}")) for k in levels[order].tolist()],
+        "classes": [str(classes.get(k, k)) for k in range(shown.shape[1])],
         "totals": counts[:MOST_CLIENTS].sum(1)[order].tolist(),
         "of": int(found["clients"]),
         "classes_of": counts.shape[1],
     }
 
 
-def _named(names: Sequence[str], k: int, prefix: str = "level ") -> str:
-    return str(names[k]) if k < len(names) else f"{prefix}{k}"
-
-
 def cka(run: Run) -> dict[str, Any] | None:
-    """Return the similarities of models by tap and measured round; None where none has been
-    measured.
+    """Return the similarities of models by tap and measured round; None where there are none.
 
     A matrix is symmetric: its upper triangle is kept, row by row, in thousandths, null where there
     is no number.
@@ -67,25 +58,26 @@ def cka(run: Run) -> dict[str, Any] | None:
     measured = run.arrays.rounds("cka")
     if not measured:
         return None
-    last = _cka_of(run.folder, measured[-1])
+    last = _cka(*_file(run, "cka", measured[-1]))
     size = len(last["names"]) * (len(last["names"]) + 1) // 2 * max(1, len(last["cka"]))
     shown = some(measured, min(MOST_ROUNDS, max(2, CKA_CELLS // max(1, size))))
     return {
         "taps": list(last["cka"]),
-        "rounds": [_cka_of(run.folder, k) for k in shown],
+        "rounds": [{"round": k, **_cka(*_file(run, "cka", k))} for k in shown],
         "measured": len(measured),
         "models": last["of"],
     }
 
 
-def _cka_of(folder: Path, round: int) -> dict[str, Any]:
-    path = folder / "cka" / f"round_{round:05d}.npz"
-    return _read_cka(str(path), round, path.stat().st_mtime_ns)
+def _file(run: Run, kind: str, round: int) -> tuple[Path, int]:
+    """Return a file of arrays, and when it was written."""
+    path = run.folder / kind / f"round_{round:05d}.npz"
+    return path, path.stat().st_mtime_ns
 
 
 # a report is written every round while a run goes on, and what was measured does not change
 @lru_cache(maxsize=256)
-def _read_cka(path: str, round: int, _stamp: int) -> dict[str, Any]:
+def _cka(path: Path, _stamp: int) -> dict[str, Any]:
     with _opened(path) as file:
         order = np.argsort(file["level"][:MOST_MODELS], kind="stable")
         upper = np.triu_indices(len(order))
@@ -95,7 +87,6 @@ def _read_cka(path: str, round: int, _stamp: int) -> dict[str, Any]:
             if key.startswith("cka/")
         }
         return {
-            "round": round,
             "names": [str(name) for name in file["name"][order]],
             "clients": file["client"][order].tolist(),
             "cka": {tap: _thousandths(values) for tap, values in matrices.items()},
@@ -108,76 +99,71 @@ def _thousandths(values: np.ndarray) -> list[int | None]:
 
 
 def histograms(run: Run) -> dict[str, Any] | None:
-    """Return how the entries of clients' deltas and of the server's update are distributed; None
-    where that was not measured.
+    """Return the distributions of clients' deltas and of the server's update; None for none.
 
     Bins are equally spaced in log |x|; `edges` are |x|, the same on both sides of one bin around 0.
-    A histogram is a list of shares in ten thousandths, from the most negative bin on. A layer that
-    nobody has sent in a round has none there.
+    A histogram is a list of shares in ten thousandths, from the most negative bin on; null where
+    nobody has sent a layer.
     """
     measured = run.arrays.rounds("gradients")
     if not measured:
         return None
-    last = _gradients_of(run.folder, measured[-1])
-    at_once = min(len(last["counts"]), 2 * MOST_LAYERS) * MOST_BINS
-    shown = some(measured, min(MOST_ROUNDS, max(2, HISTOGRAM_CELLS // max(1, at_once))))
-    read = {k: _gradients_of(run.folder, k) for k in shown}
-    each = [part["counts"] for part in read.values()]
-    layers = sorted({key.split("/", 1)[1] for counts in each for key in counts}, key=natural)
+    sizes, last = _gradients(*_file(run, "gradients", measured[-1]))
+    at_once = min(len(last), 2 * MOST_LAYERS) * MOST_BINS
+    chosen = some(measured, min(MOST_ROUNDS, max(2, HISTOGRAM_CELLS // max(1, at_once))))
+    counts = {k: _gradients(*_file(run, "gradients", k))[1] for k in chosen}
+    layers = sorted(
+        {key.split("/", 1)[1] for named in counts.values() for key in named}, key=natural
+    )
     places = np.linspace(0, len(layers) - 1, min(MOST_LAYERS, len(layers))).round()
-    shown_layers = [layers[int(k)] for k in places]
-    sizes = last["sizes"]
-    low, high = _range([counts for part in each for counts in part.values()])
+    shown = [layers[int(k)] for k in places]
+    low, high = _range([histogram for named in counts.values() for histogram in named.values()])
+    rounds = [
+        {"round": k}
+        | {
+            kind: [_shares(named.get(f"{kind}/{layer}"), low, high) for layer in shown]
+            for kind in ("clients", "update")
+        }
+        for k, named in counts.items()
+    ]
     return {
         "edges": [sig4(float(size)) for size in sizes[low : high + 1]],
-        "layers": shown_layers,
-        "rounds": [
-            {"round": k, **_shares(read[k]["counts"], shown_layers, low, high)}
-            for k in sorted(read)
-        ],
+        "layers": shown,
+        "rounds": rounds,
         "measured": len(measured),
         "of": len(layers),
     }
 
 
-def _gradients_of(folder: Path, round: int) -> dict[str, Any]:
-    path = folder / "gradients" / f"round_{round:05d}.npz"
-    return _read_gradients(str(path), path.stat().st_mtime_ns)
-
-
 @lru_cache(maxsize=128)
-def _read_gradients(path: str, _stamp: int) -> dict[str, Any]:
-    """Read what is drawn, bins merged, and not `values/`, which is far larger.
-
-    `sizes`: |x| at the edges from the middle outwards, [bins + 1]; `counts`: histograms [2 bins +
-    1], the bin around 0 in the middle.
-    """
+def _gradients(path: Path, _stamp: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read edges [bins + 1] from the middle outwards, and histograms [2 bins + 1], bins merged."""
     with _opened(path) as file:
         edges = file["edges"]
         drawn = [name for name in file.files if name.split("/", 1)[0] in ("clients", "update")]
-        return {
-            "sizes": edges[len(edges) // 2 :: MERGED],
-            "counts": {name: _merged(file[name]) for name in drawn},
-        }
+        return edges[len(edges) // 2 :: MERGED], {name: _merged(file[name]) for name in drawn}
 
 
 def _merged(counts: np.ndarray) -> np.ndarray:
     """Join each `MERGED` neighbours on both sides of the middle bin."""
+    left, inner, right = _parts(counts)
+    left = left.reshape(-1, MERGED).sum(1)[::-1]
+    return np.concatenate([left, [inner], right.reshape(-1, MERGED).sum(1)])
+
+
+def _parts(counts: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
+    """Return the bins left of the middle from there outwards, the middle one, and those right."""
     middle = len(counts) // 2
-    sides = (counts[:middle], counts[middle + 1 :])
-    left, right = (side.reshape(-1, MERGED).sum(1) for side in sides)
-    return np.concatenate([left, counts[middle : middle + 1], right])
+    return counts[:middle][::-1], counts[middle], counts[middle + 1 :]
 
 
 def _range(histograms: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Return which bins on each side of the middle, [low, high), hold nearly all of every
-    histogram; the middle takes what is smaller.
-    """
+    """Return the bins [low, high) from the middle that hold nearly all of every histogram."""
     lows = []
     highs = [1]
     for counts in histograms:
-        middle = len(counts) // 2
-        side = counts[middle + 1 :] + counts[:middle][::-1]
+        left, _, right = _parts(counts)
+        side = left + right
         if side.sum():
             below = np.cumsum(side) / side.sum()
             lows.append(int(np.searchsorted(below, 0.02)))
@@ -186,38 +172,22 @@ def _range(histograms: Sequence[np.ndarray]) -> tuple[int, int]:
     return max(min(lows, default=0), high - MOST_BINS, 0), high
 
 
-def _shares(
-    named: Mapping[str, np.ndarray], layers: Sequence[str], low: int, high: int
-) -> dict[str, list[list[int] | None]]:
-    """Return one round's histograms of clients and update, a list a layer, null where the layer has
-    none.
-    """
-    return {
-        kind: [_share(named.get(f"{kind}/{layer}"), low, high) for layer in layers]
-        for kind in ("clients", "update")
-    }
-
-
-def _share(counts: np.ndarray | None, low: int, high: int) -> list[int] | None:
+def _shares(counts: np.ndarray | None, low: int, high: int) -> list[int] | None:
     if counts is None or not counts.sum():
         return None
-    middle = len(counts) // 2
-    left = counts[:middle][::-1]
-    right = counts[middle + 1 :]
-    inner = counts[middle] + left[:low].sum() + right[:low].sum()
+    left, inner, right = _parts(counts)
+    inner = inner + left[:low].sum() + right[:low].sum()
     kept = np.concatenate([left[low:high][::-1], [inner], right[low:high]])
     return [int(v) for v in np.rint(10_000 * kept / counts.sum())]
 
 
 def some(items: Sequence[Any], most: int) -> list[Any]:
-    """Return every n-th item and the last, at most `most`; which ones changes seldom while the list
-    grows.
-    """
+    """Return every n-th item and the last, at most `most`; the choice seldom changes."""
     step = ceil((len(items) - 1) / max(1, most - 1)) if len(items) > most else 1
     return [item for k, item in enumerate(items) if k % step == 0 or k == len(items) - 1]
 
 
-def _opened(path: str) -> Any:
+def _opened(path: Path) -> Any:
     """Open a .npz file whose arrays are read one by one."""
     try:
         return np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""HTML that is safe by construction: text is escaped unless it was made by `tag` or `assets`."""
+"""HTML that is safe by construction: text is escaped unless `tag` made it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ _VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 
 
 class Html(str):
-    """Text that is HTML already. Every other text is escaped when it comes into a page."""
+    """Text that is HTML already; any other text is escaped when it comes into a page."""
 
     __slots__ = ()
 
 
-Child = Html | str | int | float | None | Iterable[Any]
-
-
-def html(*children: Child) -> Html:
-    """Return children one after the other: text escaped, HTML as it is, None left out."""
+def html(*children: Any) -> Html:
+    """Join children (nested iterables too): text escaped, HTML as it is, None left out."""
     return Html("".join(_one(child) for child in children))
 
 
-def tag(name: str, /, *children: Child, **attributes: object) -> Html:
+def tag(name: str, /, *children: Any, **attributes: object) -> Html:
     """Return an element.
 
     `class_` and `for_` lose their underscore, others become dashes; None and False leave an
@@ -34,18 +31,13 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
         if value is not None and value is not False:
             key = key.rstrip("_").replace("_", "-")
             words.append(key if value is True else f'{key}="{escape(str(value))}"')
-    return Html(
-        f"<{' '.join(words)}>"
-        if name in _VOID
-        else f"<{' '.join(words)}>{html(*children)}</{name}>"
-    )
+    start = f"<{' '.join(words)}>"
+    return Html(start if name in _VOID else f"{start}{html(*children)}</{name}>")
 
 
-def _one(child: Child) -> str:
-    if child is None:
-        return ""
-    if isinstance(child, Html):
-        return child
-    if isinstance(child, str):
-        return escape(child)
-    return "".join(map(_one, child)) if isinstance(child, Iterable) else escape(str(child))
+def _one(child: Any) -> str:
+    if child is None or isinstance(child, Html):
+        return child or ""
+    if isinstance(child, Iterable) and not isinstance(child, str):
+        return html(*child)
+    return escape(str(child))

@@ -1,6 +1,4 @@
-"""The frame of a page: one self-contained file whose policy forbids every request and every script
-but its own.
-"""
+"""The frame of a page: one file that requests nothing and runs no script but its own."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ import json
 from collections.abc import Container, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple
 
 from inco.report.markup import Html, html, tag
@@ -17,95 +16,57 @@ from inco.report.text import setting
 
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("uPlot.min.css", "page.css", "figures.css")
-_SCRIPTS = (
-    "uPlot.iife.min.js",
-    "base.js",
-    "curves.js",
-    "maps.js",
-    "histograms.js",
-    "tables.js",
-    "start.js",
-)
+_FIGURES = ("curves.js", "maps.js", "histograms.js")
+_SCRIPTS = ("uPlot.iife.min.js", "base.js", *_FIGURES, "tables.js", "start.js")
 HINT = "Hover over a curve for its values; drag to zoom, double-click to reset."
-_WITHOUT = (
-    "This page draws its curves and maps with JavaScript, which is off. The tables below have the"
-    " final numbers."
-)
+_REFRESH = '<noscript><meta http-equiv="refresh" content="15"></noscript>'
 
 
 @cache
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8").strip()
-
-
-@cache
-def _joined(names: tuple[str, ...]) -> tuple[Html, str]:
+def _assets(*names: str) -> tuple[str, str]:
     """Return files as one text, and the hash by which a policy allows it."""
-    text = "\n".join(map(_asset, names))
+    text = "\n".join((_ASSETS / name).read_text(encoding="utf-8").strip() for name in names)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return Html(text), f"'sha256-{digest}'"
-
-
-def as_json(data: Any) -> Html:
-    """Return data as JSON that cannot end the element it stands in."""
-    return Html(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+    return text, f"'sha256-{digest}'"
 
 
 def document(title: str, body: Iterable[Html], data: Mapping[str, Any], live: bool = False) -> str:
     """Return a whole page. `data`: what its figures are drawn from; `live`: it reloads itself."""
-    (style, style_hash) = _joined(_STYLES)
-    (script, script_hash) = _joined(_SCRIPTS)
-    policy = (
-        f"default-src 'none'; script-src {script_hash}; style-src {style_hash}; img-src data:;"
-        " base-uri 'none'; form-action 'none'"
+    style, style_hash = _assets(*_STYLES)
+    script, script_hash = _assets(*_SCRIPTS)
+    values = json.dumps({**data, "live": live}, separators=(",", ":"), allow_nan=False)
+    return Template(_assets("page.html")[0]).substitute(
+        title=html(title),
+        body=html(body),
+        data=values.replace("<", "\\u003c"),  # a text in it cannot end the element
+        refresh=_REFRESH if live else "",
+        license=_assets("uPlot.LICENSE.txt")[0],
+        style=style,
+        style_hash=style_hash,
+        script=script,
+        script_hash=script_hash,
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        tag("noscript", tag("meta", http_equiv="refresh", content="15")) if live else None,
-        tag("style", style),
-    )
-    notice = Html(
-        "<!-- The curves are drawn by uPlot 1.6.32, which is included"
-        f" below.\n{_asset('uPlot.LICENSE.txt')}\n-->"
-    )
-    ends = (
-        tag("script", as_json({**data, "live": live}), type="application/json", id="data"),
-        notice,
-        tag("script", script),
-    )
-    page = tag("body", tag("noscript", tag("p", _WITHOUT, class_="notice")), *body, *ends)
-    return html(Html("<!doctype html>\n"), tag("html", head, "\n", page, lang="en"), "\n")
 
 
 class Section(NamedTuple):
-    """A part of a page that its contents name."""
-
     name: str
     title: str
     html: Html
 
 
 def section(name: str, title: str, *content: Any, lead: str = "") -> Section | None:
-    """Return a section with a heading and a sentence about what it shows; None where it has no
-    content.
-    """
+    """Return a section with a heading and a `lead` about what it shows; None without content."""
     inside = html(*content)
     if not inside:
         return None
     head = tag("h2", title, id=f"{name}-title")
-    told = tag("p", lead, class_="lead") if lead else None
-    whole = tag("section", head, told, inside, id=name, aria_labelledby=f"{name}-title")
+    above = tag("p", lead, class_="lead") if lead else None
+    whole = tag("section", head, above, inside, id=name, aria_labelledby=f"{name}-title")
     return Section(name, title, whole)
 
 
 def sections(parts: Iterable[Section | None]) -> Html:
-    """Return the sections that there are, after links to them."""
+    """Return the sections that have content, after links to them."""
     there = [part for part in parts if part]
     links = tag("nav", (tag("a", p.title, href=f"#{p.name}") for p in there), aria_label="Sections")
     return html(links, tag("main", (part.html for part in there)))
@@ -116,47 +77,41 @@ def table(
     heads: Iterable[str],
     rows: Iterable[Iterable[Any]],
     *,
-    sortable: bool = False,
     name: str = "",
     words: Container[int] = (0,),
     foot: bool = False,
 ) -> Html:
-    """Return a table in a box that scrolls sideways by itself. A cell is text, HTML, or (text,
-    number to sort by).
+    """Return a table; a cell is text, HTML, or a tuple of either and the number to sort by.
 
-    The first column heads its row; those of `words` are set left, others right, as numbers. `foot`:
+    `name`: the id of a table that sorts; columns of `words` are aligned left, others right; `foot`:
     the last row sums up the others.
     """
     top = []
-    order = "none" if sortable else None
+    order = "none" if name else None
     for k, head in enumerate(heads):
-        inside = tag("button", head, type="button") if sortable else head
-        kind = "n" if k not in words else None
+        inside = tag("button", head, type="button") if name else head
+        kind = None if k in words else "n"
         top.append(tag("th", inside, scope="col", class_=kind, aria_sort=order))
-    lines = [
-        tag("tr", *(_cell(k, cell, k not in words) for k, cell in enumerate(row))) for row in rows
-    ]
+    lines = [tag("tr", (_cell(k, cell, k in words) for k, cell in enumerate(row))) for row in rows]
     ends = tag("tfoot", lines.pop()) if foot else None
-    parts = (
-        tag("caption", tag("span", caption)),
-        tag("thead", tag("tr", top)),
-        tag("tbody", lines),
-        ends,
-    )
-    inside = tag("table", *parts, data_sortable=sortable, id=name or None)
+    above = (tag("caption", tag("span", caption)), tag("thead", tag("tr", top)))
+    body = tag("tbody", lines)
+    inside = tag("table", above, body, ends, data_sortable=bool(name), id=name or None)
     return tag("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
 def folded(
-    name: str, summary: str, caption: str, told: Mapping[str, Any], head: str = "setting"
+    name: str, summary: str, caption: str, values: Mapping[str, Any], head: str = "setting"
 ) -> Html | None:
-    """Return settings, or other named values, as a table that opens on a click; None for none."""
-    rows = [[key, tag("code", setting(value))] for key, value in told.items()]
+    """Return named values as a table that opens on a click; None where there are none."""
+    rows = [[key, tag("code", setting(value))] for key, value in values.items()]
     whole = table(caption, (head, "value"), rows, words=range(2))
     return tag("details", tag("summary", summary), whole, id=name) if rows else None
 
 
-def _cell(column: int, cell: Any, number: bool) -> Html:
+def _cell(column: int, cell: Any, words: bool) -> Html:
     text, value = cell if isinstance(cell, tuple) else (cell, None)
-    name, scope = ("td", None) if column else ("th", "row")
-    return tag(name, text, scope=scope, class_="n" if number else None, data_value=value)
+    kind = None if words else "n"
+    if column:
+        return tag("td", text, class_=kind, data_value=value)
+    return tag("th", text, scope="row", class_=kind, data_value=value)

@@ -1,7 +1,4 @@
-"""The numbers that Chan et al.
-
-(ICLR 2024) publish, and which of them a group of runs can stand beside.
-"""
+"""The numbers that Chan et al. (ICLR 2024) publish, and which of them match a group of runs."""
 
 from __future__ import annotations
 
@@ -15,25 +12,23 @@ from typing import Any
 
 from inco.records.groups import Group
 
-# A setting of its own (10 clients; another batch size; noise): its numbers stand beside runs of its
-# own experiment, and no others do.
+# settings of their own (10 clients, another batch size, noise): compared with their own runs alone
 _ALONE = {"Table 1", "Figure 7", "Figure 24", "Figure 25"}
 # of all the paper's runs, unless a row of paper.csv says otherwise
 _EVERYWHERE = {"server": "average", "uplink": "clean"}
 # the other columns select
-_TOLD = {"where", "method", "rounds", "measure", "part", "mean", "deviation", "printed", "note"}
+_OTHERS = {"where", "method", "rounds", "measure", "part", "mean", "deviation", "printed", "note"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One published number. `selectors`: the choices and settings that a run must have to stand
-    beside it.
+    """One published number.
 
-    `measure`: test/acc and beta_positive in percent; params, comm (parameters a client, one way)
-    and flops in millions; ratio, of parameters to those of the largest model. `part`: of which
-    capacity or layer, "" for the mean over all. `deviation`: over three seeds, None where none is
-    printed. `digits`: after the point, as printed. `printed`: false for what is read off a picture,
-    to about one point. `row`: its place in the data, which is the paper's order.
+    `row`: its place in the data, in the paper's order; `selectors`: the choices and settings of the
+    runs it is compared with; `measure`: test/acc and beta_positive in percent, params, comm
+    (parameters per client, one way) and flops in millions, ratio to the largest model's parameters;
+    `part`: of which capacity or layer, "" for the mean; `deviation`: over three seeds; `digits`:
+    after the point; `printed`: false for what is read off a picture, to about one point.
     """
 
     row: int
@@ -70,37 +65,27 @@ class Entry:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return all published numbers, in the paper's order."""
     text = (files("inco.report") / "paper.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(_entry(number, row) for number, row in enumerate(rows))
 
 
 def _entry(number: int, row: Mapping[str, str]) -> Entry:
-    selectors = {key: value for key, value in row.items() if value and key not in _TOLD}
+    selectors = {key: value for key, value in row.items() if value and key not in _OTHERS}
     return Entry(
+        **{key: row[key] for key in ("where", "method", "measure", "part", "note")},
         row=number,
-        where=row["where"],
-        method=row["method"],
         selectors=_EVERYWHERE | selectors,
         rounds=int(row["rounds"]) if row["rounds"] else None,
-        measure=row["measure"],
-        part=row["part"],
         mean=float(row["mean"]),
         deviation=float(row["deviation"]) if row["deviation"] else None,
         digits=len(row["mean"].partition(".")[2]),
         printed=row["printed"] == "yes",
-        note=row["note"],
     )
 
 
 def published(one: Group) -> list[Entry]:
-    """Return the published numbers that a group of one of the paper's experiments stands beside,
-    one a measure and part.
-
-    Of several, the one of the experiment's own table or figure, else a printed one, else one read
-    off a picture.
-    """
+    """Return the best match of each measure and part for a group of the paper's experiments."""
     found: dict[str, Entry] = {}
     for entry in candidates(one):
         found.setdefault(entry.key, entry)
@@ -108,22 +93,22 @@ def published(one: Group) -> list[Entry]:
 
 
 def candidates(one: Group, own: str = "") -> list[Entry]:
-    """Return all published numbers whose selectors hold for a group, best first.
-
-    `own`: as if of this table or figure.
-    """
+    """Return all published numbers that match a group: those of its own source (or `own`) first."""
     source = own or of_experiment(one.experiment)
     if not source:
         return []
     facts = known(one)
-    holding = [entry for entry in entries() if _counts(entry, source) and _holds(entry, facts)]
-    return sorted(holding, key=lambda entry: (entry.source != source, not entry.printed))
+    found = [
+        entry
+        for entry in entries()
+        if (entry.source == source or not {entry.source, source} & _ALONE)
+        and all(key in facts and _is(facts[key], v) for key, v in entry.selectors.items())
+    ]
+    return sorted(found, key=lambda entry: (entry.source != source, not entry.printed))
 
 
 def gain(entry: Entry, base: Group, own: str) -> float | None:
-    """Return by how much a published accuracy is above that of the base; of the same table or
-    figure where that has both.
-    """
+    """Return by how much a published accuracy is above the base's, of the same source if it can."""
     others = [other for other in candidates(base, own) if other.key == entry.key]
     other = min(others, key=lambda other: other.source != entry.source, default=None)
     if other is None:
@@ -132,30 +117,18 @@ def gain(entry: Entry, base: Group, own: str) -> float | None:
 
 
 def of_experiment(name: str | None) -> str:
-    """Return the table or figure of an experiment, table2_resnet: Table 2; "" for other
-    experiments.
-    """
+    """Return the table or figure of an experiment (Table 2 of table2_resnet); "" for others."""
     found = re.match(r"(table|figure)(\d+)", name or "")
     return f"{found[1].capitalize()} {found[2]}" if found else ""
 
 
 def known(one: Group) -> dict[str, Any]:
-    """Return a group's choices and settings, with the alpha of a published partition file as its
-    name says it.
-    """
+    """Return a group's choices and settings, with alpha as a partition file's name has it."""
     facts = {**_EVERYWHERE, **one.facts}
     found = re.search(r"-(0\.5|1\.0)\.npy$", str(facts.get("partition.path", "")))
     if found and facts.get("partition") == "fixed":
         facts["partition.alpha"] = float(found[1])
     return facts
-
-
-def _counts(entry: Entry, source: str) -> bool:
-    return entry.source == source or not {entry.source, source} & _ALONE
-
-
-def _holds(entry: Entry, facts: Mapping[str, Any]) -> bool:
-    return all(key in facts and _is(facts[key], value) for key, value in entry.selectors.items())
 
 
 def _is(value: Any, wanted: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from inco.records.groups import Spread
@@ -13,43 +13,26 @@ from inco.report import page
 from inco.report.markup import Html, tag
 from inco.report.text import MISSING
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    MISSING: "--",
-    "\N{PLUS-MINUS SIGN}": r"$\pm$",
-}
-_MARKDOWN = {
-    "\\": "\\\\",
-    "|": "\\|",
-    "*": "\\*",
-    "_": "\\_",
-    "`": "\\`",
-    "<": "&lt;",
-    ">": "&gt;",
-    "\n": " ",
-}
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+_LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"}
+_LATEX_NAMES |= {"<": "textless", ">": "textgreater"}
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "{}$&%#_"}
+    | {sign: rf"\{name}{{}}" for sign, name in _LATEX_NAMES.items()}
+    | {MISSING: "--", PLUS_MINUS: r"$\pm$"}
+)
+MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_`"} | {"<": "&lt;", ">": "&gt;"})
 
 
 class Number(NamedTuple):
     """A number as text, and what to sort by."""
 
-    value: float | None
     text: str
+    value: float | None
 
     @classmethod
-    def of(cls, value: int) -> Number:
-        return cls(value, str(value))
+    def of(cls, value: float | None, write: Callable[[Any], str] = str) -> Number:
+        return cls(MISSING if value is None else write(value), value)
 
 
 @dataclass
@@ -63,62 +46,51 @@ class Table:
     heads: list[str]
     rows: list[list[Any]]
     signed: bool = False
-    best: set[int] = field(default_factory=set)
+    best: range = range(0)
 
     @property
     def words(self) -> set[int]:
-        """The columns that hold words; numbers stand right."""
-        return {
-            k
-            for k in range(len(self.heads))
-            if not any(isinstance(row[k], Spread | Number) for row in self.rows)
-        }
+        """Return the columns without numbers, which are aligned left."""
+        columns = enumerate(zip(*self.rows, strict=True)) if self.rows else ()
+        numeric = {k for k, c in columns if any(isinstance(x, Spread | Number) for x in c)}
+        return set(range(len(self.heads))) - numeric
 
-    def is_best(self, row: int, column: int) -> bool:
-        """Say whether a mean is the largest of its column, where the column is one to be large
-        in.
-        """
+    def _is_best(self, row: int, column: int) -> bool:
         if column not in self.best or len(self.rows) < 2:
             return False
         means = [line[column].mean for line in self.rows]
         return means[row] is not None and means[row] == max(m for m in means if m is not None)
 
     def _written(self, write: Callable[[Any, bool, bool], Any]) -> list[list[Any]]:
-        """Return the cells as a format writes them."""
         return [
-            [write(cell, self.signed, self.is_best(i, j)) for j, cell in enumerate(row)]
+            [write(cell, self.signed, self._is_best(i, j)) for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
 
     def html(self, name: str) -> Html:
         """Return it as a table that sorts."""
         rows = self._written(_html)
-        return page.table(
-            self.caption, self.heads, rows, sortable=True, name=name, words=self.words
-        )
+        return page.table(self.caption, self.heads, rows, name=name, words=self.words)
 
     def markdown(self) -> str:
-        """Return it for a README or a comment."""
-        head = [translated(h, _MARKDOWN) for h in self.heads]
-        marks = ["---" if k in self.words else "---:" for k in range(len(self.heads))]
-        lines = [head, marks, *self._written(_markdown)]
+        head = [_markdown(text, False, False) for text in self.heads]
+        rule = ["---" if k in self.words else "---:" for k in range(len(self.heads))]
+        lines = [head, rule, *self._written(_markdown)]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
     def latex(self) -> str:
         """Return it as a tabular with the rules of booktabs."""
-        head = " & ".join(translated(h, _LATEX) for h in self.heads)
-        body = [" & ".join(cells) + r" \\" for cells in self._written(_latex)]
         kinds = "".join("l" if k in self.words else "r" for k in range(len(self.heads)))
-        rules = [
+        lines = [
             rf"\begin{{tabular}}{{{kinds}}}",
             r"\toprule",
-            head + r" \\",
+            " & ".join(h.translate(LATEX) for h in self.heads) + r" \\",
             r"\midrule",
-            *body,
+            *(" & ".join(cells) + r" \\" for cells in self._written(_latex)),
             r"\bottomrule",
             r"\end{tabular}",
         ]
-        return "\n".join(rules) + "\n"
+        return "\n".join(lines) + "\n"
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -131,21 +103,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def translated(text: str, signs: dict[str, str]) -> str:
-    """Return a text with the signs that a format gives a meaning to written so that they have
-    none.
-    """
-    return "".join(signs.get(sign, sign) for sign in text)
-
-
-def as_markdown(text: str) -> str:
-    """Return a text with the signs that Markdown gives a meaning to written so that they have none,
-    but line ends.
-    """
-    return "\n".join(translated(line, _MARKDOWN) for line in text.split("\n"))
-
-
-def plus_minus(cell: Spread, sign: str, digits: int = 2, signed: bool = False) -> str:
+def plus_minus(cell: Spread, sign: str = PLUS_MINUS, digits: int = 2, signed: bool = False) -> str:
     """Write a mean and its standard deviation, if it has one."""
     if cell.mean is None:
         return MISSING
@@ -154,28 +112,27 @@ def plus_minus(cell: Spread, sign: str, digits: int = 2, signed: bool = False) -
 
 
 def _html(cell: Any, signed: bool, best: bool) -> Any:
-    if isinstance(cell, Spread):
-        text = plus_minus(cell, "\N{PLUS-MINUS SIGN}", signed=signed)
-        return (tag("b", text) if best else text, cell.mean)
-    return (cell.text, cell.value) if isinstance(cell, Number) else cell
+    if not isinstance(cell, Spread):
+        return cell
+    text = plus_minus(cell, signed=signed)
+    return Number(tag("b", text) if best else text, cell.mean)
 
 
 def _markdown(cell: Any, signed: bool, best: bool) -> str:
     if isinstance(cell, Spread):
-        text = plus_minus(cell, "\N{PLUS-MINUS SIGN}", signed=signed)
+        text = plus_minus(cell, signed=signed)
         return f"**{text}**" if best else text
-    return translated(cell.text if isinstance(cell, Number) else str(cell), _MARKDOWN)
+    return _text(cell).translate(MARKDOWN).replace("\n", " ")
 
 
 def _latex(cell: Any, signed: bool, best: bool) -> str:
     if isinstance(cell, Spread) and cell.mean is not None:
         text = plus_minus(cell, r"\pm", 1, signed)
         return rf"$\mathbf{{{text}}}$" if best else f"${text}$"
+    return _text(cell).translate(LATEX)
+
+
+def _text(cell: Any) -> str:
     if isinstance(cell, Spread):
-        return _LATEX[MISSING]
-    return translated(cell.text if isinstance(cell, Number) else str(cell), _LATEX)
-
-
-def joined(parts: Iterable[Any]) -> str:
-    """Return parts with commas between them."""
-    return ", ".join(map(str, parts))
+        return plus_minus(cell)
+    return cell.text if isinstance(cell, Number) else str(cell)

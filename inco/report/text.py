@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 MISSING = "\N{EN DASH}"
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def sig4(value: float | None) -> float | int | None:
@@ -21,7 +22,6 @@ def sig4(value: float | None) -> float | int | None:
 
 
 def percent(value: float | None) -> str:
-    """Write a percentage."""
     return MISSING if value is None else f"{value:.2f}%"
 
 
@@ -29,11 +29,12 @@ def amount(value: float | None, unit: str = "") -> str:
     """Write a large number short: 11.2M, and with a unit 11.2 MB."""
     if value is None:
         return MISSING
-    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    space = " " if unit else ""
+    for size, prefix in _PREFIXES:
         if abs(value) >= 0.9995 * size:
             digits = f"{value / size:#.3g}".rstrip(".")
-            return f"{digits} {letter}{unit}" if unit else f"{digits}{letter}"
-    return f"{value:.3g} {unit}" if unit else f"{value:.3g}"
+            return f"{digits}{space}{prefix}{unit}"
+    return f"{value:.3g}{space}{unit}"
 
 
 def clock(seconds: float | None) -> str:
@@ -51,14 +52,14 @@ def clock(seconds: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """Write the value of a setting as a command line does: none, true, 0.5, [1,2]."""
+    """Write a value as a command line does: none, true, 0.5, [1,2]."""
     if value is None:
         return "none"
-    return (
-        value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
-    )
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), default=str)
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """Write a count with its word."""
+    """Write a count with its noun: 1 run, 2 runs."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -286,7 +286,7 @@ def test_landscape_as_typed(
             "--capacity vit9: this run has resnet10, resnet14",
         ),
         (["landscape", "RUN", "--out", "x.svg"], 2, "--out x.svg: a .png and a .npz are written"),
-        (["landscape", "RUN/nowhere"], 3, "neither about.json nor summary.json tells settings"),
+        (["landscape", "RUN/nowhere"], 3, "neither about.json nor summary.json has settings"),
     ],
 )
 def test_wrong_words(

@@ -398,7 +398,7 @@ def test_groups_without_a_common_tap_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"figure 17: the groups have no tap in common \(.*hidden.*\); give one model a figure"
+            r"figure 17: the groups have no tap in common \(.*hidden.*\); give one model per figure"
         ),
     ):
         cka.environments(groups_of(tmp_path), NO)

@@ -625,7 +625,7 @@ def test_sizes_by_hand(tmp_path: Path) -> None:
     assert "one channel" in cells["Table 7", "parameters, resnet10", "4.90M"][2]
     ratio = cells["Table 7", "parameters, relative to the largest, resnet14", "0.620"]
     assert ratio == ["0.619", "no", "0.6195: cut, not rounded"]
-    assert cells["Table 3", "communication: parameters a client, one way", "4.7M"][:2] == [
+    assert cells["Table 3", "communication: parameters per client, one way", "4.7M"][:2] == [
         "4.6M",
         "no",
     ]

@@ -1,4 +1,1 @@
-"""Looking into the models of a finished run: features by t-SNE, and the loss around the weights.
-
-`python -m inco.paper.features --help`.
-"""
+"""Pictures of a finished run's models: `python -m inco.paper.features --help`."""

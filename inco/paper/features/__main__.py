@@ -1,6 +1,4 @@
-"""`python -m inco.paper.features tsne RUN` and `python -m inco.paper.features landscape RUN`: look
-into the models of a finished run.
-"""
+"""`python -m inco.paper.features`: look into the models of a finished run."""
 
 from __future__ import annotations
 
@@ -31,40 +29,26 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = made.add_subparsers(dest="command", required=True)
-    cloud = commands.add_parser("tsne", help="features of one class, of every capacity, by t-SNE")
-    cloud.add_argument(
-        "--class", dest="label", default="0", help="name or number of the class (default: 0)"
-    )
-    cloud.add_argument(
-        "--images", type=int, default=200, help="test images of the class at most (default: 200)"
-    )
-    hills = commands.add_parser(
+    tsne = commands.add_parser("tsne", help="features of one class, of every capacity, by t-SNE")
+    label = "name or number of the class (default: 0)"
+    tsne.add_argument("--class", dest="label", default="0", help=label)
+    images = "test images of the class at most (default: 200)"
+    tsne.add_argument("--images", type=int, default=200, help=images)
+    landscape = commands.add_parser(
         "landscape", help="loss around the weights, over two random directions"
     )
-    hills.add_argument(
-        "--steps",
-        type=int,
-        default=21,
-        help="points in each direction, an odd number (default: 21)",
-    )
-    hills.add_argument(
-        "--span",
-        type=float,
-        default=1.0,
-        help="how far to go, in lengths of the filters (default: 1)",
-    )
-    hills.add_argument("--images", type=int, default=512, help="test images at most (default: 512)")
-    hills.add_argument(
-        "--capacity", help="name of the capacity, as resnet26 (default: the largest)"
-    )
-    for command, name in ((cloud, "features"), (hills, "landscape")):
+    steps = "points in each direction, an odd number (default: 21)"
+    landscape.add_argument("--steps", type=int, default=21, help=steps)
+    span = "how far to go, in lengths of the filters (default: 1)"
+    landscape.add_argument("--span", type=float, default=1.0, help=span)
+    images = "test images at most (default: 512)"
+    landscape.add_argument("--images", type=int, default=512, help=images)
+    capacity = "name of the capacity, as resnet26 (default: the largest)"
+    landscape.add_argument("--capacity", help=capacity)
+    for command, name in ((tsne, "features"), (landscape, "landscape")):
         command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
-        command.add_argument(
-            "--out",
-            type=Path,
-            metavar="FILE",
-            help=f"FILE.png and FILE.npz (default: {name} in the run's folder)",
-        )
+        out = f"FILE.png and FILE.npz (default: {name} in the run's folder)"
+        command.add_argument("--out", type=Path, metavar="FILE", help=out)
     return made
 
 
@@ -81,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Tell all that is wrong with the arguments before anything is read."""
+    """Report all that is wrong with the arguments before anything is read."""
     wrong = [f"--images {args.images}: must be 2 or more"] if args.images < 2 else []
     if args.command == "landscape":
         if args.steps < 3 or args.steps % 2 == 0:
@@ -103,7 +87,7 @@ def _tsne(args: argparse.Namespace) -> None:
     from inco.paper.figures.points import draw_points
     from inco.paper.figures.style import SINGLE, page, paper_style
 
-    manifold()  # told before the run is rebuilt
+    manifold()  # reported before the run is rebuilt
     arrays = tsne(rebuild(args.run), args.label, args.images)
     with paper_style():
         figure = page(SINGLE, 3.0)
@@ -111,10 +95,8 @@ def _tsne(args: argparse.Namespace) -> None:
         draw_points(axes, arrays)
         axes.set_title(f"{arrays['title']}: features of class {arrays['class']}", loc="left")
         _write(args.out or args.run / "features", figure, arrays)
-    print(
-        f"within / between capacities: {float(arrays['separation']):.4f} (about 1: mixed; towards"
-        " 0: apart)"
-    )
+    separation = f"within / between capacities: {float(arrays['separation']):.4f}"
+    print(f"{separation} (about 1: mixed; towards 0: apart)")
 
 
 def _landscape(args: argparse.Namespace) -> None:
@@ -140,8 +122,7 @@ def _landscape(args: argparse.Namespace) -> None:
 def _write(out: Path, figure: Figure, arrays: dict[str, Any]) -> None:
     from inco.paper.figures.style import save
 
-    for path in save(figure, out.with_suffix(".png")):
-        print(path)
+    print(*save(figure, out.with_suffix(".png")))
     write_npz(out.with_suffix(".npz"), arrays)
     print(out.with_suffix(".npz"))
 

@@ -6,7 +6,6 @@ Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -19,33 +18,32 @@ from inco.flat import BoundModel
 from inco.paper.features.rebuild import Rebuilt, level_of
 from inco.seeding import generator
 
-RINGS = (0.2, 0.5, 1.0)  # of the span: where the table tells the loss
+RINGS = (0.2, 0.5, 1.0)  # of the span: where the table has the loss
 
 
 def landscape(
     rebuilt: Rebuilt, steps: int, span: float, images: int, capacity: str | None
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of landscape.npz: `loss` [steps, steps] at w + a * d1 + b * d2, and `at`,
-    the values of a and of b.
+    """Return the arrays of landscape.npz: `loss` [steps, steps] at w + a * d1 + b * d2; `at`: a, b.
 
-    Statistics of BatchNorm stay those of the centre; where a split takes those of the batch at
-    hand, they are taken at each point.
+    Statistics of BatchNorm stay those of the centre, unless a split takes them from each batch.
     """
     level = level_of(rebuilt, capacity)
     bound = rebuilt.bound(level)
     layout = rebuilt.submodel(level).params.layout
     centre = bound.w.clone()
-    one, other = (
-        layout.pack(
-            filter_normalised(layout.views(centre), generator(rebuilt.seed, "landscape", axis)),
-            torch.zeros_like(centre),
+
+    def direction(axis: int) -> Tensor:
+        stream = generator(rebuilt.seed, "landscape", axis)
+        return layout.pack(
+            filter_normalised(layout.views(centre), stream), torch.zeros_like(centre)
         )
-        for axis in (1, 2)
-    )
+
     at = np.linspace(-span, span, steps)
     at[steps // 2] = 0.0
-    batches = rebuilt.batches(chosen(rebuilt, images))
-    loss = surface(loss_of(bound, batches, rebuilt.autocast), centre, one, other, at.tolist())
+    batches = rebuilt.batches(_chosen(rebuilt, images))
+    loss_at = _loss_of(bound, batches, rebuilt)
+    loss = surface(loss_at, centre, direction(1), direction(2), at.tolist())
     bound.w.copy_(centre)
     rebuilt.release(bound.model)
     return {
@@ -58,20 +56,17 @@ def landscape(
     }
 
 
-def chosen(rebuilt: Rebuilt, images: int) -> Tensor:
-    """Return positions of test images, in the order in which they are scored: all, or a sample that
-    the seed alone decides.
-    """
+def _chosen(rebuilt: Rebuilt, images: int) -> Tensor:
+    """Return positions of test images, in scoring order: all, or a sample by the seed alone."""
     order = rebuilt.evaluator.order
     if images >= len(order):
         return order
     shuffled = torch.randperm(len(order), generator=generator(rebuilt.seed, "landscape_images"))
-    places = shuffled[:images]
-    return order[places.sort().values]
+    return order[shuffled[:images].sort().values]
 
 
-def loss_of(
-    bound: BoundModel, batches: list[Batch], autocast: Callable[[], AbstractContextManager[object]]
+def _loss_of(
+    bound: BoundModel, batches: list[Batch], rebuilt: Rebuilt
 ) -> Callable[[Tensor], float]:
     """Return a function of the weights [n]: the model's mean cross-entropy on the batches."""
 
@@ -81,7 +76,7 @@ def loss_of(
         total = 0.0
         seen = 0
         for x, y in batches:
-            with autocast():
+            with rebuilt.autocast():
                 logits = bound.model(x).logits
             total += float(F.cross_entropy(logits.float(), y, reduction="sum").double())
             seen += len(y)
@@ -91,9 +86,7 @@ def loss_of(
 
 
 def rings(loss: np.ndarray, at: np.ndarray) -> list[tuple[float, float, float]]:
-    """Return distance, mean loss and largest loss on squares around the centre, at about `RINGS` of
-    the span.
-    """
+    """Return distance, mean and largest loss on squares around the centre, at about `RINGS`."""
     half = len(at) // 2
     far = np.maximum.outer(*[np.abs(np.arange(len(at)) - half)] * 2)
     steps = dict.fromkeys(max(1, int(half * ring + 0.5)) for ring in RINGS)

@@ -1,6 +1,4 @@
-"""Rebuild a run from its folder: its data, and the server's models as the last checkpoint has
-them.
-"""
+"""Rebuild a run from its folder: its data, and the server's models of the last checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +25,6 @@ from inco.run.resume import begin
 from inco.seeding import generator
 from inco.types import ServerState, SubModel
 
-# Nothing of a run's engine changes its models; one process on the CPU is what a look at them needs.
 _ENGINE = {"workers": 1, "device": "cpu", "mode": "eager", "state_dir": None, "profile": False}
 
 
@@ -55,9 +52,7 @@ class Rebuilt:
         return self.run.simulator.population.submodels(self.state.round)[level]
 
     def bound(self, level: int) -> BoundModel:
-        """Return the server's model of a level, ready to be scored; the next level takes its
-        place.
-        """
+        """Return the server's model of a level, ready to be scored, until the next call."""
         sub = self.submodel(level)
         norm = self.evaluator.norm
         bound = self.evaluator.pool.get(sub).bound
@@ -70,7 +65,7 @@ class Rebuilt:
         return bound
 
     def release(self, model: nn.Module) -> None:
-        """Take away what `bound` has measured."""
+        """Remove the statistics that `bound` has measured."""
         if self.evaluator.norm:
             self.evaluator.norm.remove(model)
 
@@ -80,30 +75,22 @@ class Rebuilt:
         if len(starts) > 1 and len(examples) - starts[-1] == 1:
             starts.pop()  # BatchNorm by the batch at hand needs two images
         evaluator = self.evaluator
-        stops = [*starts[1:], len(examples)]
-        return [
-            take(
-                evaluator.test,
-                examples[start:stop],
-                evaluator.transform,
-                generator(self.seed, "test", self.state.round, number),
-            )
-            for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
-        ]
+        batches = []
+        for number, part in enumerate(torch.tensor_split(examples, starts[1:])):
+            stream = generator(self.seed, "test", self.state.round, number)
+            batches.append(take(evaluator.test, part, evaluator.transform, stream))
+        return batches
 
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.evaluator.precision == "bf16")
 
 
 def rebuild(folder: Path) -> Rebuilt:
-    """Return the run of a folder.
-
-    DataError where it holds none, or no checkpoint; ConfigError where its data has changed since.
-    """
+    """Return the run of a folder: DataError without a checkpoint, ConfigError for changed data."""
     found = Run(folder)
     if not found.recorded:
         raise DataError(
-            f"{folder}: neither about.json nor summary.json tells settings; give the folder of a"
+            f"{folder}: neither about.json nor summary.json has settings; give the folder of a"
             " run, below outputs/"
         )
     whole = _bare(found.recorded, found.about.get("targets", {}))
@@ -121,31 +108,24 @@ def rebuild(folder: Path) -> Rebuilt:
 
 
 def _bare(settings: Mapping[str, Any], targets: Mapping[str, str]) -> dict[str, Any]:
-    """The settings with their classes, without what a look at the models does not need:
-    diagnostics, workers, pretrained weights.
-    """
-    whole = dict(settings) | {
-        group: {"_target_": target, **settings[group]}
-        for group, target in targets.items()
-        if group in settings
-    }
+    """Return the settings with their classes, without diagnostics, workers, pretrained weights."""
+    whole = dict(settings)
+    for group in targets.keys() & settings:
+        whole[group] = {"_target_": targets[group], **settings[group]}
     if "pretrained" in whole["model"]:  # the checkpoint replaces them
         whole["model"] = whole["model"] | {"pretrained": False}
-    return {
-        **whole,
-        "diagnostics": {"_target_": "inco.diagnostics.NoDiagnostics"},
-        "engine": _ENGINE,
-    }
+    whole["diagnostics"] = {"_target_": "inco.diagnostics.NoDiagnostics"}
+    whole["engine"] = _ENGINE
+    return whole
 
 
 def level_of(rebuilt: Rebuilt, capacity: str | None) -> int:
-    """Return the level of a capacity's name, the largest for none.
-
-    ConfigError for a name that the run has not.
-    """
+    """Return the level of a capacity's name, the largest for none. ConfigError for another name."""
     names = {rebuilt.name(level): level for level in rebuilt.levels}
-    if capacity is not None and capacity not in names:
+    if capacity is None:
+        return rebuilt.levels[-1]
+    if capacity not in names:
         raise ConfigError(
             f"--capacity {capacity}: this run has {', '.join(names)}; use one of them"
         )
-    return names[capacity] if capacity is not None else rebuilt.levels[-1]
+    return names[capacity]

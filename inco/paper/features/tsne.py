@@ -1,5 +1,4 @@
-"""Features of one class's test images, of the server's model of every capacity, embedded together
-(the paper's Figure 9 d to f).
+"""Features of one class at every capacity, embedded together (the paper's Figure 9 d to f).
 
 van der Maaten and Hinton, Visualizing Data using t-SNE, JMLR 2008.
 """
@@ -33,8 +32,7 @@ def manifold() -> Any:
 
 
 def tsne(rebuilt: Rebuilt, label: str, images: int) -> dict[str, np.ndarray]:
-    """Return the arrays of features.npz: the features of each capacity for the same images of one
-    class, and their embedding.
+    """Return the arrays of features.npz, for the same images of one class at each capacity.
 
     `features` [n, d] is what the classifier sees, `points` [n, 2] their t-SNE, `name` and `level`
     the capacity of each, `image` its position in the test set; `separation` is within / between
@@ -46,13 +44,20 @@ def tsne(rebuilt: Rebuilt, label: str, images: int) -> dict[str, np.ndarray]:
             "split.bn=batch: these models are normalised by the images at hand, which of one class"
             " are not those they are scored with; use a run with split.bn=aggregated or static"
         )
-    examples = _examples(rebuilt, label, images)
+    classes = rebuilt.run.dataset.classes
+    number = _number(classes, label)
+    examples = (rebuilt.evaluator.test.labels == number).nonzero().flatten()[:images]
+    if len(examples) < 2:
+        raise ConfigError(
+            f"--class {label}: the test set has {len(examples)} image(s) of it, and features need"
+            " 2; use another class"
+        )
     found = {level: _features(rebuilt, level, examples) for level in rebuilt.levels}
     sizes = {rebuilt.name(level): features.shape[1] for level, features in found.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        each = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(
-            f"features of different length ({told}) cannot be embedded together; use a run whose"
+            f"features of different length ({each}) cannot be embedded together; use a run whose"
             " models differ in depth, as split=stage"
         )
     features = torch.cat(list(found.values()))
@@ -68,26 +73,14 @@ def tsne(rebuilt: Rebuilt, label: str, images: int) -> dict[str, np.ndarray]:
         "level": level.numpy(),
         "name": np.array([rebuilt.name(k) for k in level.tolist()]),
         "image": examples.repeat(len(found)).numpy(),
-        "class": np.array(rebuilt.run.dataset.classes[_number(rebuilt.run.dataset.classes, label)]),
+        "class": np.array(classes[number]),
         "separation": np.array(separation(features, level)),
         "title": np.array(rebuilt.title),
     }
 
 
-def _examples(rebuilt: Rebuilt, label: str, images: int) -> Tensor:
-    """The first test images of a class, by position."""
-    number = _number(rebuilt.run.dataset.classes, label)
-    own = (rebuilt.evaluator.test.labels == number).nonzero().flatten()[:images]
-    if len(own) < 2:
-        raise ConfigError(
-            f"--class {label}: the test set has {len(own)} image(s) of it, and features need 2; use"
-            " another class"
-        )
-    return own
-
-
 def _number(classes: Sequence[str], label: str) -> int:
-    """A class by its name, or by its number where no class has that name."""
+    """Return a class by its name, or by its number where no class has that name."""
     if label in classes:
         return list(classes).index(label)
     if label.isdigit() and int(label) < len(classes):
@@ -108,7 +101,6 @@ def _features(rebuilt: Rebuilt, level: int, examples: Tensor) -> Tensor:
 
 
 def _embedded(learn: Any, features: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE in two dimensions, the same for the same seed."""
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     state = seed_for(seed, "tsne") % 2**32
     method = learn.TSNE(perplexity=perplexity, init="pca", random_state=state, n_jobs=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inco.errors import ConfigError, InCoError
 from inco.paper.figures.groups import grouped
-from inco.paper.figures.options import Options
+from inco.paper.figures.options import Options, add_options, names
 from inco.paper.figures.registry import check_options, find, listing
 from inco.paper.figures.style import paper_style, save, targets
 from inco.records.groups import Group
@@ -29,89 +29,22 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's parser; options that are not given stay None."""
     made = argparse.ArgumentParser(
         prog="python -m inco.paper.figures",
-        description=(
-            "Draw a figure of the InCo paper (Chan et al., ICLR 2024) from run folders, as PNG and"
-            " PDF."
-        ),
+        description="Draw a figure of the InCo paper (Chan et al., ICLR 2024) from run folders, as"
+        " PNG and PDF.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
-        "number", nargs="?", type=int, help="of the figure in the paper; --list has them"
-    )
-    made.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUNS", help="run folders, or folders above them"
-    )
-    made.add_argument(
-        "--list", action="store_true", help="list the figures, what they show and what they need"
-    )
-    made.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="without a suffix: FILE.png and FILE.pdf (default: figureNUMBER)",
-    )
-    made.add_argument(
-        "--labels",
-        type=_words,
-        metavar="A,B",
-        help="names of the groups, one each, in the order of the runs",
-    )
-    made.add_argument(
-        "--last",
-        type=_positive,
-        metavar="K",
-        help="average the last K measured rounds (default: 1)",
-    )
-    made.add_argument(
-        "--layers",
-        type=_words,
-        metavar="A,B",
-        help="layers (or taps, for CKA) to draw, in this order",
-    )
-    made.add_argument(
-        "--of",
-        choices=("clients", "update"),
-        help="gradients of the clients (default), or of the server's update",
-    )
-    made.add_argument(
-        "--measure", choices=("cka", "cosine"), help="of the similarity of updates (default: cka)"
-    )
-    made.add_argument(
-        "--score", choices=("last", "best"), help="which accuracy of a run counts (default: last)"
-    )
-    made.add_argument(
-        "--x",
-        metavar="KEY",
-        help="the setting along the x axis, as local.lr (default: what varies)",
-    )
-    made.add_argument(
-        "--paper",
-        action="store_true",
-        default=None,
-        help="mark the paper's values where data and alpha are its own",
-    )
-    made.add_argument(
-        "--tsne",
-        type=_paths,
-        metavar="A,B",
-        help="features.npz files of python -m inco.paper.features, a panel each",
-    )
+    add = made.add_argument
+    add("number", nargs="?", type=int, help="of the figure in the paper; --list has them")
+    add("runs", nargs="*", type=Path, metavar="RUNS", help="run folders, or folders above them")
+    listed = "list the figures, what they show and what they need"
+    add("--list", action="store_true", help=listed)
+    out = "without a suffix: FILE.png and FILE.pdf (default: figureNUMBER)"
+    add("--out", type=Path, metavar="FILE", help=out)
+    labels = "names of the groups, one each, in the order of the runs"
+    add("--labels", type=names, metavar="A,B", help=labels)
+    add_options(made)
     return made
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
-
-
-def _paths(text: str) -> tuple[Path, ...]:
-    return tuple(map(Path, _words(text)))
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,8 +67,8 @@ def _draw(args: argparse.Namespace) -> None:
             "which figure? give a number and run folders, or --list; --help has examples"
         )
     entry = find(args.number)
-    names = ("labels", *(f.name for f in fields(Options)))
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    every = ("labels", *(option.name for option in fields(Options)))
+    given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
     check_options(args.number, entry, list(given))
     if not args.runs:
         raise ConfigError(
@@ -143,11 +76,10 @@ def _draw(args: argparse.Namespace) -> None:
             " outputs/"
         )
     out = args.out or Path(f"figure{args.number}")
-    targets(out)  # a wrong suffix is told before anything is read
+    targets(out)  # a wrong suffix is reported before anything is read
     groups = grouped([find_runs([path]) for path in args.runs], given.pop("labels", ()))
     options = Options(**given)
-    for line in unfinished(groups):
-        print(line, file=sys.stderr)
+    _note_unfinished(groups)
     with paper_style():
         paths = save(entry.draw(groups, options), out)
     if entry.table:
@@ -156,16 +88,11 @@ def _draw(args: argparse.Namespace) -> None:
         print(path)
 
 
-def unfinished(groups: Sequence[Group]) -> list[str]:
-    """Return a note for each run that has not finished: it is drawn as far as it is."""
-    lines = []
+def _note_unfinished(groups: Sequence[Group]) -> None:
     for run in (run for group in groups for run in group.runs if run.status != "finished"):
         of = f" of {run.about['rounds']}" if run.about.get("rounds") else ""
-        lines.append(
-            f"note: {run.folder} is {run.status}, after round {run.done}{of}; it is drawn as far as"
-            " it is"
-        )
-    return lines
+        note = f"note: {run.folder} is {run.status}, after round {run.done}{of}"
+        print(f"{note}; it is drawn as far as it is", file=sys.stderr)
 
 
 if __name__ == "__main__":

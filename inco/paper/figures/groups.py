@@ -36,24 +36,25 @@ TRANSFORMS = {
 
 
 def _mildness(label: str) -> tuple[bool, bool, list[tuple[int, str]]]:
-    """A key that puts the simplest environment first: IID, homogeneous."""
+    """A sorting key that puts the simplest environment first: IID, homogeneous."""
     return "IID" not in label, "homogeneous" not in label, natural(label)
 
 
 def digest(run: Run) -> str:
-    """Return what runs of equal settings share; a run of which nothing is known is a group of its
-    own.
-    """
+    """Return what runs of equal settings share: their digest, or else the folder."""
     named = run.named.get("digest", run.folder.resolve())
     return str(run.known.get("digest", named))
+
+
+def labelled(groups: Sequence[Group], labels: Sequence[str]) -> list[Group]:
+    return [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
 
 
 def grouped(batches: Sequence[Sequence[Run]], labels: Sequence[str] = ()) -> list[Group]:
     """Group runs by their settings without the seed, and label the groups.
 
-    `batches`: the runs of each argument of a command line; groups come in the order of the
-    arguments that first have them, those of one argument in the order of the labels that are
-    derived for them.
+    `batches`: the runs of each argument of a command line, whose order the groups keep; those of
+    one argument are ordered by the labels that are derived for them.
     """
     first: dict[str, int] = {}
     for place, runs in enumerate(batches):
@@ -61,39 +62,38 @@ def grouped(batches: Sequence[Sequence[Run]], labels: Sequence[str] = ()) -> lis
             first.setdefault(digest(run), place)
     unique = {run.folder.resolve(): run for runs in batches for run in runs}
     groups = gather(unique.values(), digest)
-    groups = [
-        replace(group, label=label) for group, label in zip(groups, labels_of(groups), strict=True)
-    ]
+    groups = labelled(groups, labels_of(groups))
     groups.sort(key=lambda group: (first[digest(group.runs[0])], *_mildness(group.label)))
     if labels and len(labels) != len(groups):
         raise ConfigError(
             f"--labels {','.join(labels)}: {len(labels)} given, and the runs make {len(groups)}"
-            f" groups ({'; '.join(group.label for group in groups)}); give one label a group, in"
+            f" groups ({'; '.join(group.label for group in groups)}); give one label per group, in"
             " this order"
         )
-    given = labels or [group.label for group in groups]
-    return [replace(group, label=label) for group, label in zip(groups, given, strict=True)]
+    return labelled(groups, labels) if labels else groups
 
 
 def labels_of(groups: Sequence[Group], ignore: Sequence[str] = ()) -> list[str]:
-    """Return a label for each group: what differs between them, in words; settings that differ
-    beside it by name.
+    """Return what differs between groups, in words; settings that differ besides by name.
 
-    `ignore`: names of parts, of `PARTS`, or of settings that are told elsewhere.
+    `ignore`: names of `PARTS`, or of settings, that stand elsewhere.
     """
-    parts = {name: part for name, part in PARTS.items() if name not in ignore}
-    words = {name: [part(group) for group in groups] for name, part in parts.items()}
-    telling = [told for told in words.values() if len(set(told)) > 1]
+    words = {
+        name: [part(group) for group in groups]
+        for name, part in PARTS.items()
+        if name not in ignore
+    }
+    telling = [column for column in words.values() if len(set(column)) > 1]
     if not telling:
         telling = [words[name] for name in ("partition", "clients", "method") if name in words]
-    labels = [", ".join(filter(None, column)) for column in zip(*telling, strict=True)]
+    labels = [", ".join(filter(None, row)) for row in zip(*telling, strict=True)]
     for twice in {label for label in labels if labels.count(label) > 1}:
         same = [k for k, label in enumerate(labels) if label == twice]
         keys = [key for key in differing([groups[k] for k in same]) if key not in ignore]
-        for k in same if len(same) > 1 and len(groups) > 1 else ():
-            told = [f"{key}={_short(groups[k].facts.get(key))}" for key in keys[:3]]
-            told = told or [digest(groups[k].runs[0])[-8:]]
-            labels[k] = ", ".join(filter(None, [twice, *told]))
+        for k in same:
+            more = [f"{key}={_short(groups[k].facts.get(key))}" for key in keys[:3]]
+            more = more or [digest(groups[k].runs[0])[-8:]]
+            labels[k] = ", ".join(filter(None, [twice, *more]))
     return labels
 
 
@@ -104,15 +104,15 @@ def differing(groups: Sequence[Group]) -> list[str]:
 
 
 def _partition(group: Group) -> str:
-    name = group.facts.get("partition", "")
-    of = group.facts
+    facts = group.facts
+    name = facts.get("partition", "")
     if name == "dirichlet":
-        return f"Dirichlet {of.get('partition.alpha', 0):g}"
+        return f"Dirichlet {facts.get('partition.alpha', 0):g}"
     if name == "quantity":
-        return f"quantity {of.get('partition.beta', 0):g}"
+        return f"quantity {facts.get('partition.beta', 0):g}"
     if name in ("shards", "labels"):
         what = "shards" if name == "shards" else "classes"
-        return f"{of.get('partition.classes_per_client')} {what}"
+        return f"{facts.get('partition.classes_per_client')} {what}"
     return "IID" if name == "iid" else name
 
 
@@ -147,35 +147,28 @@ PARTS: dict[str, Callable[[Group], str]] = {
 
 
 def require(
-    figure: str, runs: Iterable[Run], has: Callable[[Run], bool], what: str, *words: str
+    figure: str, runs: Iterable[Run], has: Callable[[Run], bool], what: str, *overrides: str
 ) -> None:
-    """Raise ConfigError for runs that lack what a figure is made of, with a command that would make
-    one of them anew.
-    """
+    """Raise ConfigError for runs that lack what a figure needs, with a command that makes one."""
     lacking = [run for run in runs if not has(run)]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ConfigError(
             f"{figure}: no {what} in {lacking[0].folder}{more}; such a run is made by\n "
-            f" {command(lacking[0], *words)}"
+            f" {command(lacking[0], *overrides)}"
         )
 
 
-def command(run: Run, *words: str) -> str:
-    """Return a run's command with other words for some of its settings; words of a group take the
-    place of the group's own.
-
-    Its name and folder are left out: they are those of the run as it was.
-    """
-    ours = {"name", "hydra.run.dir", *(word.partition("=")[0] for word in words)}
-    told = shlex.split(str(run.about.get("command", "python run.py ...")))
-    keys = [word.partition("=")[0] for word in told]
+def command(run: Run, *overrides: str) -> str:
+    """Return a run's command with other overrides, without its name and folder."""
+    ours = {"name", "hydra.run.dir", *(word.partition("=")[0] for word in overrides)}
     kept = [
         word
-        for word, key in zip(told, keys, strict=True)
-        if key not in ours and not ("." in word and word.partition(".")[0] in ours)
+        for word in shlex.split(str(run.about.get("command", "python run.py ...")))
+        if word.partition("=")[0] not in ours
+        and not ("." in word and word.partition(".")[0] in ours)
     ]
-    return shlex.join([*kept, *words]).replace("'...'", "...")
+    return shlex.join([*kept, *overrides]).replace("'...'", "...")
 
 
 def _short(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,48 +23,38 @@ def need_gradients(figure: str, groups: Sequence[Group]) -> None:
     require(figure, runs, lambda run: bool(measured(run)), "gradients", "diagnostics=gradients")
 
 
-def need_two(figure: str, groups: Sequence[Group]) -> tuple[Group, Group]:
-    """Return the two groups that a figure compares. ConfigError for another number of them."""
+def two_groups(figure: str, groups: Sequence[Group]) -> tuple[Group, Group, list[str]]:
+    """Return the two groups that a figure compares, and the layers they share."""
+    need_gradients(figure, groups)
     if len(groups) != 2:
-        told = "; ".join(group.label for group in groups)
+        labels = "; ".join(group.label for group in groups)
         raise ConfigError(
-            f"{figure} compares two settings, and these runs make {len(groups)} ({told}); give the"
-            " runs of two, as made by\n  python run.py -m partition=iid,dirichlet"
+            f"{figure} compares two settings, and these runs make {len(groups)} ({labels}); give"
+            " the runs of two, as made by\n  python run.py -m partition=iid,dirichlet"
             " diagnostics=gradients seed=0,1,2"
         )
-    return groups[0], groups[1]
+    return groups[0], groups[1], layers_of(figure, groups, "values")
 
 
 def read(run: Run, round: int, kind: str) -> Arrays:
-    """Return one kind of a round's arrays by layer: "clients", "update", "beta", "theta" or
-    "values".
-
-    Where each capacity has a model of its own at the server, the layers are those of the largest.
-    """
-    return of_kind(run.arrays.read("gradients", round), kind, largest(run))
+    """Return a round's "clients", "update", "beta", "theta" or "values" arrays by layer."""
+    return _of_kind(run, run.arrays.read("gradients", round), kind)
 
 
-def largest(run: Run) -> str:
-    """Return the name of the largest capacity; empty where about.json does not tell it."""
-    return str((run.about.get("capacities") or [""])[-1])
-
-
-def of_kind(arrays: Arrays, kind: str, largest: str) -> Arrays:
-    """Return the arrays of one kind by layer, of the largest model where there are several."""
+def _of_kind(run: Run, arrays: Arrays, kind: str) -> Arrays:
     found = {}
     for key, array in arrays.items():
         of, _, layer = key.partition("/")
-        own = own_name(layer, largest)
+        own = own_name(run, layer)
         if of == kind and own:
             found[own] = array
     return found
 
 
-def own_name(layer: str, largest: str) -> str:
-    """Return a layer's name within its model; empty for 0-resnet10/layer1.0.conv2, a layer of
-    another model than the largest.
-    """
+def own_name(run: Run, layer: str) -> str:
+    """Return a layer's name within the largest model; "" for a layer of another capacity's."""
     owner, _, own = layer.rpartition("/")
+    largest = str((run.about.get("capacities") or [""])[-1])
     return own if owner.partition("-")[2] in ("", largest) else ""
 
 
@@ -82,10 +72,9 @@ def layers_of(figure: str, groups: Sequence[Group], kind: str) -> list[str]:
     common = set.intersection(*each)
     if not common:
         firsts = (min(layers, key=natural) if layers else f"no {kind}" for layers in each)
-        some = " and ".join(firsts)
         raise ConfigError(
-            f"{figure}: the groups have no layer in common (first of each: {some}); compare runs of"
-            " one model"
+            f"{figure}: the groups have no layer in common (first of each: {' and '.join(firsts)});"
+            " compare runs of one model"
         )
     return sorted(common, key=natural)
 
@@ -102,9 +91,7 @@ def chosen(layers: Sequence[str], options: Options, kind: str = "layer") -> list
 
 
 def stage(layer: str) -> str:
-    """Return what a layer belongs to: layer3 of a ResNet, blocks.*.norm2 of a ViT; one that stands
-    alone is its own.
-    """
+    """Return what a layer belongs to: layer3 of a ResNet, blocks.*.norm2 of a ViT, or itself."""
     found = re.match(r"(layer\d+)\.", layer)
     return found[1] if found else re.sub(r"\.\d+\.", ".*.", layer, count=1)
 
@@ -118,18 +105,15 @@ def by_stage(layers: Sequence[str]) -> dict[str, list[str]]:
 
 
 def pooled(group: Group, layer: str, kind: str, round: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return edges and counts of a layer's histogram in a round, summed over the group's seeds;
-    None where nobody sent it.
-    """
-    edges = None
-    total = None
+    """Return edges and counts of a layer's histogram, summed over seeds; None if nobody sent it."""
+    found = []
     for run in group.runs:
         if round in measured(run):
             arrays = run.arrays.read("gradients", round)
-            counts = of_kind(arrays, kind, largest(run)).get(layer)
-            if counts is not None:
-                edges, total = arrays["edges"], counts if total is None else total + counts
-    return None if edges is None or total is None or not total.any() else (edges, total)
+            counts = _of_kind(run, arrays, kind).get(layer)
+            found += [] if counts is None else [(arrays["edges"], counts)]
+    total = np.asarray(sum(counts for _, counts in found))
+    return (found[-1][0], total) if total.any() else None
 
 
 def rounds_of(group: Group) -> list[int]:
@@ -149,32 +133,27 @@ def paired(figure: str, one: Group, other: Group) -> list[tuple[Run, Run]]:
     pairs = [(run, by_seed[run.seed]) for run in one.runs if run.seed in by_seed]
     if not pairs:
         seeds = [",".join(str(run.seed) for run in group.runs) for group in (one, other)]
-        told = f"{one.label} has {seeds[0]}, {other.label} {seeds[1]}"
         raise ConfigError(
-            f"{figure} compares runs of equal seed, and there are none: {told}; run both with"
-            " seed=0"
+            f"{figure} compares runs of equal seed, and there are none: {one.label} has"
+            f" {seeds[0]}, {other.label} {seeds[1]}; run both with seed=0"
         )
     return pairs
 
 
 def updates(
-    pairs: Sequence[tuple[Run, Run]], round: int, layers: Sequence[str]
-) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Return each pair's updates of a round by layer, those that both have; an empty dict for a
-    pair that has not measured it.
-    """
-    found: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
-    for runs in pairs:
-        if not all(round in measured(run) for run in runs):
-            found.append({})
-            continue
-        one, other = (read(run, round, "values") for run in runs)
-        shared = [layer for layer in layers if layer in one and layer in other]
-        found.append({layer: (one[layer], other[layer]) for layer in shared})
-        for layer, (x, y) in found[-1].items():
-            if x.shape != y.shape:
-                raise ConfigError(
-                    f"{layer} has shape {x.shape} in one run and {y.shape} in the other; compare"
-                    " runs of one model and one split"
-                )
-    return found
+    pairs: Sequence[tuple[Run, Run]], rounds: Sequence[int], layers: Sequence[str]
+) -> Iterator[tuple[int, int, str, np.ndarray, np.ndarray]]:
+    """Yield round, number of the pair, layer, and both updates, where both have measured them."""
+    for round in rounds:
+        for number, runs in enumerate(pairs):
+            if not all(round in measured(run) for run in runs):
+                continue
+            one, other = (read(run, round, "values") for run in runs)
+            for layer in (layer for layer in layers if layer in one and layer in other):
+                x, y = (side[layer] for side in (one, other))
+                if x.shape != y.shape:
+                    raise ConfigError(
+                        f"{layer} has shape {x.shape} in one run and {y.shape} in the other;"
+                        " compare runs of one model and one split"
+                    )
+                yield round, number, layer, x, y

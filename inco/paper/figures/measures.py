@@ -1,6 +1,4 @@
-"""Numbers that figures state: similarity of two matrices, rank correlation, densities of
-histograms. NumPy alone.
-"""
+"""Similarity of two matrices, rank correlation, densities of histograms."""
 
 from __future__ import annotations
 
@@ -8,14 +6,13 @@ import numpy as np
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the linear CKA of two matrices with as many rows, [m, a] and [m, b]: 0 to 1, NaN where
-    one is the same in all rows.
+    """Return the linear CKA of [m, a] and [m, b]: 0 to 1, NaN where one is the same in all rows.
 
     Columns are centred, and HSIC is the biased estimator.
     Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019.
     """
     a, b = (np.asarray(z, dtype=np.float64) for z in (x, y))
-    a, b = a - a.mean(0), b - b.mean(0)
+    a, b = (z - z.mean(0) for z in (a, b))
     if len(a) <= max(a.shape[1], b.shape[1]):  # the smaller products: of rows, or of columns
         own_a = a @ a.T
         own_b = b @ b.T
@@ -29,52 +26,37 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def cosine(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the cosine of two arrays of one shape, taken as vectors: -1 to 1, NaN where one is
-    zero.
-    """
+    """Return the cosine of two arrays of one shape, taken as vectors; NaN where one is zero."""
     a, b = (np.asarray(z, dtype=np.float64).ravel() for z in (x, y))
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / scale if scale > 0 else float("nan")
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Spearman's rank correlation, equal values sharing their mean rank; NaN for fewer than
-    three points or a constant.
-    """
+    """Return Spearman's rank correlation; NaN for fewer than three points or a constant."""
     if len(x) < 3:
         return float("nan")
-    a, b = (_ranks(z) - (len(z) - 1) / 2 for z in (x, y))
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / scale if scale > 0 else float("nan")
+    return cosine(*(_ranks(z) - (len(z) - 1) / 2 for z in (x, y)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0; equal values share their mean rank."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts + 1) / 2)[place])
+    return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[place])
 
 
 def density(edges: np.ndarray, counts: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Return a histogram's density between each two points `at`, [len(at) - 1]; in each bin the
-    counts are spread evenly.
-
-    With `at` = `edges` it is count / (total * width of the bin).
-    """
+    """Return a histogram's density between each two points `at`: bins are spread evenly."""
     return np.diff(np.interp(at, edges, _cumulative(counts))) / np.diff(at)
 
 
 def coarse(edges: np.ndarray, wide: float, parts: int = 40) -> np.ndarray:
-    """Return edges of a histogram symmetric around zero, out to `wide` or just beyond, none closer
-    than 2 * wide / parts.
+    """Return edges symmetric around zero, to `wide` or just beyond, 2 * wide / parts apart or more.
 
-    Bins that are equally wide in log |x| are so narrow around zero that chance decides what falls
-    in each.
+    Bins equally wide in log |x| are so narrow around zero that chance decides what falls in each.
     """
-    # so that the bin around zero is as wide as the least
-    own = edges[edges > 0]
-    kept = [-wide / parts]
-    for edge in own:
+    kept = [-wide / parts]  # so that the bin around zero is as wide as the least
+    for edge in edges[edges > 0]:
         if edge >= kept[-1] + 2 * wide / parts and kept[-1] < wide:
             kept.append(float(edge))
     return np.array([*(-x for x in reversed(kept[1:])), *kept[1:]])
@@ -86,8 +68,8 @@ def reach(edges: np.ndarray, counts: np.ndarray, mass: float = 0.98) -> float:
     inner = np.flatnonzero(np.diff(cumulative) > 0)
     low = np.searchsorted(cumulative, (1 - mass) / 2, "right") - 1
     high = np.searchsorted(cumulative, (1 + mass) / 2, "left")
-    low, high = max(low, inner[0]), min(high, inner[-1] + 1)
-    return float(max(abs(edges[low]), abs(edges[high])))
+    ends = edges[[max(low, inner[0]), min(high, inner[-1] + 1)]]
+    return float(np.abs(ends).max())
 
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:

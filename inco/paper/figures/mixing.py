@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inco.errors import ConfigError
+from inco.paper.figures import style
 from inco.paper.figures.groups import command
-from inco.paper.figures.layers import chosen, largest, own_name
+from inco.paper.figures.layers import chosen, own_name
 from inco.paper.figures.options import Options
 from inco.paper.figures.points import draw_points, read_points
-from inco.paper.figures.style import (
-    DOUBLE,
-    draw_curve,
-    legend_above,
-    letter,
-    markdown,
-    page,
-    stack,
-    whole_numbers,
-)
 from inco.records.groups import Curve, Group
 from inco.records.names import natural
 
@@ -34,19 +25,17 @@ _SOURCES = {"inco": "mean $\\theta$ in use", "gradients": "mean $\\beta / \\alph
 
 
 def theta_and_beta(groups: Sequence[Group], options: Options) -> Figure:
-    """Figure 9: theta by layer; the share of kernels with beta > 0 by round, of two layers;
-    features where `--tsne` gives them.
-    """
+    """Figure 9: theta by layer, kernels with beta > 0 by round, and features of `--tsne`."""
     source, layers = mixed_layers(groups)
     two = chosen(layers, options) or layers[-2:]
     clouds = [read_points(path) for path in options.tsne]
     columns = max(1, min(3, len(clouds)))
     rows = -(-len(clouds) // columns)
-    figure = page(DOUBLE, 4.4 + 2.2 * rows)
-    parts = stack(figure, 2.4, 2.0, *[2.2] * rows)
+    figure = style.page(style.DOUBLE, 4.4 + 2.2 * rows)
+    parts = style.stack(figure, 2.4, 2.0, *[2.2] * rows)
     theta = parts[0].subplots()
     for k, group in enumerate(groups):
-        draw_curve(theta, theta_by_layer(group, source, layers), k, group.label)
+        style.draw_curve(theta, theta_by_layer(group, source, layers), k, group.label)
     theta.axhline(1.0, color="0.4", linestyle="--", linewidth=0.8)
     where: Any = ("axes fraction", "data")
     theta.annotate(
@@ -56,31 +45,31 @@ def theta_and_beta(groups: Sequence[Group], options: Options) -> Figure:
         range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor", fontsize=6
     )
     theta.set_ylabel(f"{_SOURCES[source]}\nover kernels")
-    letter(theta, 0, "$\\theta$ by layer")
-    legend_above(parts[0], [theta])
+    style.letter(theta, 0, "$\\theta$ by layer")
+    style.legend_above(parts[0], [theta])
     panels = parts[1].subplots(1, len(two), sharey=True, squeeze=False)[0]
     for place, (axes, layer) in enumerate(zip(panels, two, strict=True)):
         _draw_beta(axes, groups, source, layer)
-        letter(axes, 1 + place, layer)
+        style.letter(axes, 1 + place, layer)
     panels[0].set_ylabel("kernels with $\\beta$ > 0 (%)")
     boxes = [part.subplots(1, columns, squeeze=False)[0] for part in parts[2:]]
     for k, axes in enumerate(chain.from_iterable(boxes)):
         axes.set_visible(k < len(clouds))
         if k < len(clouds):
             draw_points(axes, clouds[k])
-            letter(axes, 1 + len(two) + k, str(clouds[k]["title"]))
+            style.letter(axes, 1 + len(two) + k, str(clouds[k]["title"]))
     return figure
 
 
 def beta_table(groups: Sequence[Group], options: Options) -> str:
-    """Return Table 4 as Markdown: the percentage of kernels with beta > 0 by layer and method, mean
-    over rounds and seeds.
-    """
+    """Return Table 4 as Markdown."""
     source, layers = mixed_layers(groups)
-    names = chosen(layers, options) or layers
-    rows = [[name, *(f"{beta_positive(g, source, name):.1f}" for g in groups)] for name in names]
-    told = "Kernels with beta > 0, in percent, mean over rounds and seeds"
-    return f"{told}\n\n" + markdown(["layer", *(g.label for g in groups)], rows)
+    rows = []
+    for layer in chosen(layers, options) or layers:
+        each = [_values(group, source, "beta_positive", layer) for group in groups]
+        rows.append([layer, *(f"{values.mean():.1f}" for values in each)])
+    caption = "Kernels with beta > 0, in percent, mean over rounds and seeds"
+    return f"{caption}\n\n" + style.markdown(["layer", *(g.label for g in groups)], rows)
 
 
 def mixed_layers(groups: Sequence[Group]) -> tuple[str, list[str]]:
@@ -90,50 +79,44 @@ def mixed_layers(groups: Sequence[Group]) -> tuple[str, list[str]]:
     with `diagnostics=gradients`.
     """
     for source in _SOURCES:
-        each = [{_own(g, layer) for layer in g.keys(f"{source}/theta/")} - {""} for g in groups]
+        each = [
+            {own_name(g.runs[0], layer) for layer in g.keys(f"{source}/theta/")} - {""}
+            for g in groups
+        ]
         common = set.intersection(*each)
         if common:
             return source, sorted(common, key=natural)
     without = (g for g in groups if not any(g.keys(f"{source}/theta/") for source in _SOURCES))
-    lacking = next(without, groups[0])
+    run = next(without, groups[0]).runs[0]
     raise ConfigError(
-        f"figure 9: no theta in {lacking.runs[0].folder}, or none of the layers and the kind that"
-        " the others have; such a run is made by\n "
-        f" {command(lacking.runs[0], 'diagnostics=gradients')}"
+        f"figure 9: no theta in {run.folder}, or none of the layers and the kind that the others"
+        f" have; such a run is made by\n  {command(run, 'diagnostics=gradients')}"
     )
 
 
-def _own(group: Group, layer: str) -> str:
-    return own_name(layer, largest(group.runs[0]))
-
-
 def _key(group: Group, source: str, what: str, layer: str) -> str:
-    told = next(name for name in group.keys(f"{source}/{what}/") if _own(group, name) == layer)
-    return f"{source}/{what}/{told}"
+    prefix = f"{source}/{what}/"
+    run = group.runs[0]
+    return prefix + next(name for name in group.keys(prefix) if own_name(run, name) == layer)
+
+
+def _values(group: Group, source: str, what: str, layer: str) -> np.ndarray:
+    key = _key(group, source, what, layer)
+    return np.concatenate([run.series(key)[1] for run in group.runs])
 
 
 def theta_by_layer(group: Group, source: str, layers: Sequence[str]) -> Curve:
     """Return each layer's theta: mean and standard deviation over measured rounds and seeds."""
-    values = [_values(group, _key(group, source, "theta", layer)) for layer in layers]
+    values = [_values(group, source, "theta", layer) for layer in layers]
     mean = np.array([v.mean() for v in values])
     sd = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
     return Curve(np.arange(len(layers)), mean, sd if sd.any() else None, len(group.runs))
 
 
-def beta_positive(group: Group, source: str, layer: str) -> float:
-    """Return the percentage of a layer's kernels with beta > 0, mean over measured rounds and
-    seeds.
-    """
-    return float(_values(group, _key(group, source, "beta_positive", layer)).mean())
-
-
-def _values(group: Group, key: str) -> np.ndarray:
-    return np.concatenate([run.series(key)[1] for run in group.runs])
-
-
 def _draw_beta(axes: Axes, groups: Sequence[Group], source: str, layer: str) -> None:
     for k, group in enumerate(groups):
-        draw_curve(axes, group.curve(_key(group, source, "beta_positive", layer)), k, group.label)
+        key = _key(group, source, "beta_positive", layer)
+        style.draw_curve(axes, group.curve(key), k, group.label)
     axes.axhline(50.0, color="0.4", linestyle="--", linewidth=0.8)
     axes.set_xlabel("round")
-    whole_numbers(axes)
+    style.whole_numbers(axes)

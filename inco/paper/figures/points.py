@@ -1,6 +1,4 @@
-"""Features of one class by t-SNE, and the loss around a model, as `python -m inco.paper.features`
-writes them.
-"""
+"""Drawings of what `python -m inco.paper.features` computes."""
 
 from __future__ import annotations
 
@@ -34,15 +32,11 @@ def read_points(path: Path) -> dict[str, Any]:
 
 
 def draw_points(axes: Axes, arrays: dict[str, Any]) -> None:
-    """Draw embedded features, a colour and marker a capacity.
-
-    Axes of t-SNE have no unit, so none is shown.
-    """
-    names = list(dict.fromkeys(arrays["name"].tolist()))
-    for k, name in enumerate(names):
+    """Draw embedded features, a colour and marker per capacity; axes of t-SNE have no unit."""
+    for k, name in enumerate(dict.fromkeys(arrays["name"].tolist())):
         x, y = arrays["points"][arrays["name"] == name].T
-        mark = {"color": COLOURS[k % 7], "marker": MARKERS[k % 7], "label": name}
-        axes.scatter(x, y, s=7, alpha=0.7, linewidths=0, **mark)
+        look: dict[str, Any] = {"color": COLOURS[k % 7], "marker": MARKERS[k % 7]}
+        axes.scatter(x, y, s=7, alpha=0.7, linewidths=0, label=name, **look)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -54,9 +48,7 @@ def draw_points(axes: Axes, arrays: dict[str, Any]) -> None:
 
 
 def draw_surface(figure: Figure, axes: Axes, at: np.ndarray, loss: np.ndarray) -> None:
-    """Draw the loss [first direction, second direction] as filled contours, equally spaced in its
-    logarithm; a cross marks the weights.
-    """
+    """Draw the loss [first direction, second direction] as contours in its logarithm."""
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 

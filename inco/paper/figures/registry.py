@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure: `numbers` of the paper's figures that it draws, what it shows, the runs it needs,
-    its options, and a table for stdout.
-    """
+    """A figure: its numbers in the paper, what it shows and needs, and a table for stdout."""
 
     numbers: tuple[int, ...]
     draw: Callable[[Sequence[Group], Options], Figure]
     title: str
     needs: str
-    options: frozenset[str] = frozenset()
+    options: tuple[str, ...] = ()
     table: Callable[[Sequence[Group], Options], str] | None = None
 
 
@@ -34,8 +32,8 @@ ENTRIES = (
         (1,),
         cka.similarity_and_accuracy,
         "similarity of clients (CKA) by stage and environment, and its relation to accuracy",
-        "runs with diagnostics=cka, a group an environment; ResNets and ViTs get rows of their own",
-        frozenset({"labels", "last", "layers"}),
+        "runs with diagnostics=cka, a group per environment; ResNets and ViTs have their own rows",
+        ("labels", "last", "layers"),
     ),
     Entry(
         (2, 12),
@@ -43,28 +41,28 @@ ENTRIES = (
         "similarity of two environments' updates by layer and round, and distributions of"
         " gradients",
         "runs with diagnostics=gradients of two settings, with seeds in common (12: of a ViT)",
-        frozenset({"labels", "layers", "of", "measure"}),
+        ("labels", "layers", "measure", "of"),
     ),
     Entry(
         (3, 13, 14, 15),
         gradients.distributions,
-        "distributions of gradients of single layers, a line a measured round",
+        "distributions of gradients of single layers, a line per measured round",
         "runs with diagnostics=gradients",
-        frozenset({"labels", "layers", "of"}),
+        ("labels", "layers", "of"),
     ),
     Entry(
         (7, 24, 25),
         scores.robustness,
         "accuracy against batch size, noise of uploads, or another number that varies",
         "runs that differ in local.batch_size or uplink.scale",
-        frozenset({"score", "x"}),
+        ("score", "x"),
     ),
     Entry(
         (8, 21, 22, 23),
         scores.ablation,
         "ablation of InCo: accuracy with and without normalisation and optimisation",
         "runs with transform=inco,no_normalization,no_optimization,neither,none",
-        frozenset({"score", "paper"}),
+        ("paper", "score"),
     ),
     Entry(
         (9,),
@@ -72,7 +70,7 @@ ENTRIES = (
         "theta by layer, share of kernels with beta > 0 by round, features by t-SNE; prints"
         " Table 4",
         "runs with transform=inco or diagnostics=gradients",
-        frozenset({"labels", "layers", "tsne"}),
+        ("labels", "layers", "tsne"),
         mixing.beta_table,
     ),
     Entry(
@@ -80,8 +78,8 @@ ENTRIES = (
         cka.methods,
         "similarity of clients by method, heat maps of the two deepest stages, accuracy by"
         " capacity",
-        "runs with diagnostics=cka, a group a method (19: of a ViT)",
-        frozenset({"labels", "last", "layers", "score"}),
+        "runs with diagnostics=cka, a group per method (19: of a ViT)",
+        ("labels", "last", "layers", "score"),
     ),
     Entry(
         (16,),
@@ -89,14 +87,14 @@ ENTRIES = (
         "cross-environment CKA of layers against mean, variance, covariance and difference of their"
         " updates",
         "runs with diagnostics=gradients of two settings, with seeds in common",
-        frozenset({"layers"}),
+        ("layers",),
     ),
     Entry(
         (17, 18),
         cka.environments,
-        "heat maps of all pairs of clients, a row an environment, a column a stage",
-        "runs with diagnostics=cka, a group an environment (18: of a ViT)",
-        frozenset({"labels", "layers"}),
+        "heat maps of all pairs of clients, a row per environment, a column per stage",
+        "runs with diagnostics=cka, a group per environment (18: of a ViT)",
+        ("labels", "layers"),
     ),
     Entry(
         (20,),
@@ -104,7 +102,7 @@ ENTRIES = (
         "convergence without InCo, with noise instead of it, and with it; the norm of what is"
         " added; prints a table",
         "runs with transform=none,add_noise,inco",
-        frozenset({"labels"}),
+        ("labels",),
         scores.convergence_table,
     ),
 )
@@ -119,25 +117,28 @@ def find(number: int) -> Entry:
         return FIGURES[number]
     why = ABSENT.get(number, "the paper has figures 1 to 25")
     raise ConfigError(
-        f"figure {number}: {why}; there are {', '.join(map(str, sorted(FIGURES)))} (python -m"
+        f"figure {number}: {why}; there are {_joined(sorted(FIGURES))} (python -m"
         " inco.paper.figures --list)"
     )
 
 
 def listing() -> str:
-    """Return a line a figure: its number, what it shows and what it needs."""
+    """Return each figure's number, what it shows, what it needs and its options."""
     lines = []
     for entry in ENTRIES:
-        lines.append(f"{', '.join(map(str, entry.numbers)):>14}  {entry.title}")
+        lines.append(f"{_joined(entry.numbers):>14}  {entry.title}")
         lines.append(f"{'':16}needs {entry.needs}")
-        if entry.options:
-            lines.append(f"{'':16}options {_dashed(entry)}")
+        lines.append(f"{'':16}options {_dashed(entry)}")
     lines += [f"{number:>14}  {why}" for number, why in ABSENT.items()]
     return "\n".join(lines)
 
 
+def _joined(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def _dashed(entry: Entry) -> str:
-    return ", ".join(f"--{name}" for name in sorted(entry.options))
+    return ", ".join(f"--{name}" for name in entry.options)
 
 
 def check_options(number: int, entry: Entry, given: Sequence[str]) -> None:
@@ -146,6 +147,6 @@ def check_options(number: int, entry: Entry, given: Sequence[str]) -> None:
         if name not in entry.options:
             heeding = sorted(n for n, other in FIGURES.items() if name in other.options)
             raise ConfigError(
-                f"--{name} with figure {number}: it is for {', '.join(map(str, heeding))}; this one"
-                f" has {_dashed(entry)}"
+                f"--{name} with figure {number}: it is for {_joined(heeding)}; this one has"
+                f" {_dashed(entry)}"
             )

@@ -10,22 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from inco.errors import ConfigError
+from inco.paper.figures import style
 from inco.paper.figures.groups import PARTS, TRANSFORMS, differing, labels_of
 from inco.paper.figures.options import Options
-from inco.paper.figures.style import (
-    DOUBLE,
-    SINGLE,
-    bar_look,
-    draw_curve,
-    legend_above,
-    letter,
-    look,
-    markdown,
-    page,
-    plus_minus,
-    stack,
-    whole_numbers,
-)
 from inco.records.groups import Curve, Group, over_seeds
 from inco.records.names import natural
 
@@ -34,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _AXES = {"local.batch_size": "batch size", "uplink.scale": "noise of uploads (standard deviations)"}
-_WHISKERS = {"linewidth": 0.8, "capsize": 1.5, "ecolor": "0.2"}
 _MARK: dict[str, Any] = {
     "marker": "_",
     "linestyle": "",
@@ -64,7 +50,7 @@ PAPER = {
 
 
 class Panel(NamedTuple):
-    """One panel of Figure 7: the setting along x, and the groups of each line by its value."""
+    """A panel of Figure 7: the setting along x, and the groups of each line with its value."""
 
     key: str
     title: str
@@ -72,21 +58,19 @@ class Panel(NamedTuple):
 
 
 def robustness(groups: Sequence[Group], options: Options) -> Figure:
-    """Figure 7: accuracy against the setting that varies: batch size, noise of uploads, or the one
-    that `--x` names.
-    """
+    """Figure 7: accuracy against batch size, noise of uploads, or the setting of `--x`."""
     panels = robustness_panels(groups, options.x)
     figure, grid = _grid(len(panels), 0.4)
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     for k, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         for name, members in panel.lines.items():
             members = sorted(members, key=lambda member: member[0])
-            scores = [group.final(score=options.score) for _, group in members]
+            scores = [over_seeds(group.final(score=options.score)) for _, group in members]
             x = [value for value, _ in members]
-            y = [s.mean() for s in scores]
-            errors = [s.std(ddof=1) if len(s) > 1 else 0.0 for s in scores]
+            y = [mean for mean, _ in scores]
+            errors = [0.0 if sd is None else float(sd) for _, sd in scores]
             yerr = errors if any(errors) else None
-            axes.errorbar(x, y, yerr=yerr, capsize=2, label=name, **look(names.index(name)))
+            axes.errorbar(x, y, yerr=yerr, capsize=2, label=name, **style.look(names.index(name)))
         values = sorted({value for line in panel.lines.values() for value, _ in line})
         if len(values) > 2 and values[0] > 0 and values[-1] / values[0] >= 8:
             axes.set_xscale("log", base=2)
@@ -94,17 +78,17 @@ def robustness(groups: Sequence[Group], options: Options) -> Figure:
         axes.minorticks_off()
         axes.set_xlabel(_AXES.get(panel.key, panel.key))
         axes.set_ylabel(f"{options.score} accuracy (%)")
-        letter(axes, k, panel.title, len(panels))
+        style.letter(axes, k, panel.title, len(panels))
     if len(names) > 1:
-        legend_above(figure, grid)
+        style.legend_above(figure, grid)
     return figure
 
 
 def _grid(count: int, above: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many panels, two side by side, and room for a legend above them."""
+    """Return a figure of panels, two side by side, and room for a legend above them."""
     columns = min(count, 2)
     rows = -(-count // columns)
-    figure = page(SINGLE if columns == 1 else DOUBLE, above + 2.1 * rows)
+    figure = style.page(style.SINGLE if columns == 1 else style.DOUBLE, above + 2.1 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in grid[count:]:
         axes.set_visible(False)
@@ -112,12 +96,11 @@ def _grid(count: int, above: float) -> tuple[Figure, list[Axes]]:
 
 
 def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
-    """Return the panels of Figure 7: a dataset and a setting each.
-
-    ConfigError where no number varies.
-    """
+    """Return a panel per dataset and setting. ConfigError where no number varies."""
     _need_scores("figure 7", groups)
-    keys = [x] if x else [key for key in _AXES if _varies(groups, key)] or _numeric(groups)[:1]
+    others = [key for key in differing(groups) if not key.startswith("transform.")]
+    varying = [key for key in _AXES if _varies(groups, key)]
+    keys = [x] if x else varying or [key for key in others if _varies(groups, key)][:1]
     panels = []
     datasets = list(dict.fromkeys(PARTS["dataset"](group) for group in groups))
     for dataset in datasets:
@@ -134,11 +117,9 @@ def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
             if _varies(kept, key):
                 panels.append(Panel(key, dataset if len(datasets) > 1 else "", _lines(kept, key)))
     if not panels:
-        what = (
-            f"--x {x}: the same number, or none, in all groups"
-            if x
-            else "figure 7: no number among the settings varies"
-        )
+        what = "figure 7: no number among the settings varies"
+        if x:
+            what = f"--x {x}: the same number, or none, in all groups"
         raise ConfigError(
             f"{what}; make runs that differ in one, as by\n  python run.py -m"
             " local.batch_size=32,64,128 transform=none,inco"
@@ -147,24 +128,21 @@ def robustness_panels(groups: Sequence[Group], x: str) -> list[Panel]:
 
 
 def _lines(groups: Sequence[Group], key: str) -> dict[str, list[tuple[float, Group]]]:
-    """Groups that differ in nothing but `key`, by what tells them from the others."""
+    """Return groups that differ in `key` alone, with its values, by their label."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         choices = {name: group.facts.get(name) for name in _TELLING}
-        told = group.runs[0].settings | choices
-        rest = repr(sorted((k, repr(v)) for k, v in told.items() if k != key))
+        known = group.runs[0].settings | choices
+        rest = repr(sorted((k, repr(v)) for k, v in known.items() if k != key))
         found.setdefault(rest, []).append(group)
-    ignore = ("uplink", "dataset", "partition", key)
-    names = labels_of([line[0] for line in found.values()], ignore)
-    lines = {
-        name: [(_value(group, key), group) for group in line]
-        for name, line in zip(names, found.values(), strict=True)
-    }
-    return dict(sorted(lines.items(), key=lambda item: natural(item[0])))
+    lines = list(found.values())
+    names = labels_of([line[0] for line in lines], ("uplink", "dataset", "partition", key))
+    named = sorted(zip(names, lines, strict=True), key=lambda item: natural(item[0]))
+    return {name: [(_value(group, key), group) for group in line] for name, line in named}
 
 
 def _value(group: Group, key: str) -> float:
-    """A numeric setting; the noise of a clean uplink is 0, and a setting that is no number NaN."""
+    """Return a numeric setting; 0 for the noise of a clean uplink, NaN for what is no number."""
     value = group.facts.get(key, 0.0 if key == "uplink.scale" else None)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -176,34 +154,21 @@ def _varies(groups: Sequence[Group], key: str) -> bool:
     return len(values) > 1 and not any(np.isnan(v) for v in values)
 
 
-def _numeric(groups: Sequence[Group]) -> list[str]:
-    return [
-        key
-        for key in differing(groups)
-        if not key.startswith("transform.") and _varies(groups, key)
-    ]
-
-
 def ablation(groups: Sequence[Group], options: Options) -> Figure:
-    """Figure 8: accuracy of InCo, of its ablations and of its base, by partition; a panel a dataset
-    and algorithm.
-    """
+    """Figure 8: accuracy of InCo, of its ablations and of its base, by partition."""
     panels = ablation_panels(groups)
     figure, grid = _grid(len(panels), 0.5)
     there = {transform for panel in panels.values() for _, transform in panel}
     shown = [name for name in dict.fromkeys((*_BARS, *TRANSFORMS)) if name in there]
     for k, (axes, (title, cells)) in enumerate(zip(grid, panels.items(), strict=True)):
         _draw_bars(axes, cells, shown, options)
-        letter(axes, k, title, len(panels))
-    legend_above(figure, grid, 3 * min(len(panels), 2), _PAPER)
+        style.letter(axes, k, title, len(panels))
+    style.legend_above(figure, grid, 3 * min(len(panels), 2), _PAPER)
     return figure
 
 
 def ablation_panels(groups: Sequence[Group]) -> dict[str, dict[tuple[str, str], Group]]:
-    """Return each panel's groups by partition and transform.
-
-    ConfigError where two groups would be one bar.
-    """
+    """Return each panel's groups by partition and transform. ConfigError where two would be one."""
     _need_scores("figure 8", groups)
     panels: dict[str, dict[tuple[str, str], Group]] = {}
     for group in groups:
@@ -211,10 +176,10 @@ def ablation_panels(groups: Sequence[Group]) -> dict[str, dict[tuple[str, str], 
         cells = panels.setdefault(f"{PARTS['dataset'](group)}, {algorithm}", {})
         cell = (PARTS["partition"](group), group.facts.get("transform", ""))
         if cell in cells:
-            told = ", ".join(differing([cells[cell], group])[:3])
+            keys = ", ".join(differing([cells[cell], group])[:3])
             raise ConfigError(
-                f"figure 8: two groups would be one bar ({cell[0]}, {cell[1]}); they differ in"
-                f" {told}; give one of them"
+                f"figure 8: two groups would be one bar ({', '.join(cell)}); they differ in {keys};"
+                " give one of them"
             )
         cells[cell] = group
     return panels
@@ -227,20 +192,19 @@ def _draw_bars(
     wide = 0.84 / len(shown)
     for k, transform in enumerate(shown):
         label = TRANSFORMS.get(transform, transform) or "base"
-        bar = bar_look(k)
         # in the legend also where this panel lacks it
-        axes.bar([np.nan], [np.nan], label=label, **bar)
+        axes.bar([np.nan], [np.nan], label=label, **style.bar_look(k))
         for place, partition in enumerate(partitions):
             group = cells.get((partition, transform))
             x = place + (k - (len(shown) - 1) / 2) * wide
             if group is None:
                 continue
-            mean, sd = over_seeds(group.final(score=options.score))
-            axes.bar(x, mean, wide, yerr=sd, error_kw=_WHISKERS, **bar)
-            axes.annotate(f"{mean:.1f}", (x, 0), (0, 4), **_INSIDE)
-            told = paper_value(group) if options.paper else None
-            if told is not None:
-                axes.plot(x, told, **_MARK)
+            values = group.final(score=options.score)
+            style.draw_bar(axes, x, wide, values, k)
+            axes.annotate(f"{values.mean():.1f}", (x, 0), (0, 4), **_INSIDE)
+            theirs = paper_value(group) if options.paper else None
+            if theirs is not None:
+                axes.plot(x, theirs, **_MARK)
     if options.paper and any(paper_value(group) is not None for group in cells.values()):
         axes.plot([np.nan], [np.nan], label=_PAPER, **_MARK)
     axes.set_xticks(range(len(partitions)), partitions)
@@ -250,39 +214,36 @@ def _draw_bars(
 
 
 def paper_value(group: Group) -> float | None:
-    """Return the paper's accuracy in Figure 8 where it has this dataset, alpha, algorithm, split
-    and transform; else None.
-    """
-    of = group.facts
-    alpha = of.get("partition.alpha")
-    fits = of.get("algorithm") == "fedavg" and of.get("split") == "stage"
-    fits = fits and of.get("transform") in _BARS and of.get("dataset") in PAPER
-    if not fits or alpha not in (0.5, 1.0):
+    """Return the paper's accuracy in Figure 8 of this setting; None where it has none."""
+    facts = group.facts
+    alpha = facts.get("partition.alpha")
+    transform = facts.get("transform")
+    bars = PAPER.get(facts.get("dataset", ""))
+    paper_runs = facts.get("algorithm") == "fedavg" and facts.get("split") == "stage"
+    if not paper_runs or bars is None or transform not in _BARS or alpha not in (0.5, 1.0):
         return None
-    return float(PAPER[of["dataset"]][_BARS.index(of["transform"])][(0.5, 1.0).index(alpha)])
+    return float(bars[_BARS.index(transform)][(0.5, 1.0).index(alpha)])
 
 
 def convergence(groups: Sequence[Group], options: Options) -> Figure:
-    """Figure 20: accuracy over rounds, the norm of what the server adds, the noise where there is
-    some, and a table.
-    """
+    """Figure 20: accuracy, the norm of what the server adds and the noise by round; a table."""
     _need_scores("figure 20", groups)
     noise = [k for k, group in enumerate(groups) if group.keys("noise/std/")]
-    figure = page(DOUBLE, 2.6 + 0.16 * len(groups))
-    top, below = stack(figure, 2.2, 0.4 + 0.16 * len(groups))
+    figure = style.page(style.DOUBLE, 2.6 + 0.16 * len(groups))
+    top, below = style.stack(figure, 2.2, 0.4 + 0.16 * len(groups))
     panels = top.subplots(1, 3 if noise else 2)
     for k, group in enumerate(groups):
-        draw_curve(panels[0], group.curve("test/acc"), k, group.label)
-        draw_curve(panels[1], group.curve("update/norm"), k, group.label)
+        style.draw_curve(panels[0], group.curve("test/acc"), k, group.label)
+        style.draw_curve(panels[1], group.curve("update/norm"), k, group.label)
     for k in noise:
-        draw_curve(panels[2], mean_noise(groups[k]), k, groups[k].label)
+        style.draw_curve(panels[2], _mean_noise(groups[k]), k, groups[k].label)
     names = ("accuracy (%)", "norm of the update", "mean noise std")
     for k, (axes, what) in enumerate(zip(panels, names, strict=False)):
         axes.set_xlabel("round")
         axes.set_ylabel(what)
-        whole_numbers(axes)
-        letter(axes, k)
-    legend_above(top, panels[:1].tolist())
+        style.whole_numbers(axes)
+        style.letter(axes, k)
+    style.legend_above(top, panels[:1].tolist())
     table = below.subplots()
     table.axis("off")
     head, rows = _table(groups)
@@ -295,7 +256,7 @@ def convergence(groups: Sequence[Group], options: Options) -> Figure:
     return figure
 
 
-def mean_noise(group: Group) -> Curve:
+def _mean_noise(group: Group) -> Curve:
     """Return the noise's standard deviation over rounds, mean over layers."""
     curves = [group.curve(f"noise/std/{layer}") for layer in group.keys("noise/std/")]
     rounds = sorted(set.intersection(*(set(curve.rounds.tolist()) for curve in curves)))
@@ -304,16 +265,16 @@ def mean_noise(group: Group) -> Curve:
 
 
 def convergence_table(groups: Sequence[Group], options: Options) -> str:
-    """Return the table of Figure 20 as Markdown."""
-    return markdown(*_table(groups))
+    return style.markdown(*_table(groups))
 
 
 def _table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    head = ["method", "last", "best", "seeds"]
-    return head, [
-        [g.label, plus_minus(g.final()), plus_minus(g.final(score="best")), str(len(g.final()))]
-        for g in groups
-    ]
+    rows = []
+    for group in groups:
+        last = group.final()
+        scores = [style.plus_minus(values) for values in (last, group.final(score="best"))]
+        rows.append([group.label, *scores, str(len(last))])
+    return ["method", "last", "best", "seeds"], rows
 
 
 def _need_scores(figure: str, groups: Sequence[Group]) -> None:

@@ -1,20 +1,18 @@
-"""How figures look: the size of a column, small type, colours that all can tell apart, and files
-that depend on the data alone.
-"""
+"""How figures look: sizes, colours that all can tell apart, and files without dates."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inco.errors import ConfigError
-from inco.records.groups import Curve
+from inco.records.groups import Curve, over_seeds
 from inco.records.record import atomic_write
 
 if TYPE_CHECKING:
@@ -39,47 +37,14 @@ DASHES: tuple[Any, ...] = (
 )
 # one fewer than colours: a second turn looks different
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "||")
-RAMP = "viridis"  # for what is ordered: rounds, depth
-_STYLE: dict[Any, Any] = {
-    "font.size": 8.0,
-    "font.family": "DejaVu Sans",
-    "axes.titlesize": 8.0,
-    "axes.labelsize": 8.0,
-    "xtick.labelsize": 7.0,
-    "ytick.labelsize": 7.0,
-    "legend.fontsize": 7.0,
-    "legend.facecolor": "white",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.75,
-    "legend.handlelength": 2.4,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "hatch.linewidth": 0.5,
-    "pdf.fonttype": 42,  # whole TrueType outlines: text in the PDF stays text
-    "figure.constrained_layout.use": False,
-}
 
 
-@contextmanager
-def paper_style() -> Iterator[None]:
+def paper_style() -> AbstractContextManager[None]:
     """Draw and save inside: the same look whatever the user's own matplotlibrc says."""
-    import matplotlib
+    import matplotlib.style
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
+    style = Path(__file__).with_name("paper.mplstyle")
+    return matplotlib.style.context(style, after_reset=True)
 
 
 def page(width: float, height: float) -> Figure:
@@ -93,7 +58,7 @@ def page(width: float, height: float) -> Figure:
 
 
 def stack(figure: Figure, *heights: float) -> list[SubFigure]:
-    """Cut a figure into parts, one below the other."""
+    """Divide a figure into parts, one below the other."""
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=list(heights))
     return list(parts[:, 0])
 
@@ -111,23 +76,20 @@ def targets(out: Path) -> list[Path]:
 
 
 def save(figure: Figure, out: Path) -> list[Path]:
-    """Write a figure, and return its files.
-
-    Equal figures give equal bytes: no dates, no versions.
-    """
+    """Write a figure, and return its files; equal figures give equal bytes."""
     paths = targets(out)
     for path in paths:
         raw = io.BytesIO()
-        told = ("Software",) if path.suffix == ".png" else ("CreationDate", "Creator", "Producer")
-        silent = dict.fromkeys(told)
-        figure.savefig(raw, format=path.suffix[1:], dpi=300, metadata=silent)
+        keys = ("Software",) if path.suffix == ".png" else ("CreationDate", "Creator", "Producer")
+        figure.savefig(raw, format=path.suffix[1:], dpi=300, metadata=dict.fromkeys(keys))
         atomic_write(path, raw.getvalue())
     return paths
 
 
-def number_text(value: float) -> str:
-    """Write a number with two digits after the point and a true minus."""
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+def rho_text(space: str, rho: float) -> str:
+    """Write a rank correlation with a true minus; nothing for NaN."""
+    number = f"{rho:.2f}".replace("-", "\N{MINUS SIGN}")
+    return "" if np.isnan(rho) else rf"{space}$\rho$ = {number}"
 
 
 def look(k: int) -> dict[str, Any]:
@@ -145,20 +107,30 @@ def bar_look(k: int) -> dict[str, Any]:
     return {"color": look(k)["color"], "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
 
 
+def draw_bar(axes: Axes, x: float, wide: float, values: np.ndarray, k: int) -> None:
+    """Draw the mean over seeds as the k-th bar, with a whisker of one standard deviation."""
+    mean, sd = over_seeds(values)
+    whisker = {"linewidth": 0.8, "capsize": 1.5, "ecolor": "0.2"}
+    axes.bar(x, mean, wide, yerr=sd, error_kw=whisker, **bar_look(k))
+
+
 def ramp(count: int) -> list[Any]:
-    """Return `count` colours in order, dark to light, none of them too light for paper."""
+    """Return colours of what is ordered, dark to light, none of them too light for paper."""
     from matplotlib import colormaps
 
-    return [colormaps[RAMP](x) for x in np.linspace(0.0, 0.85, max(count, 1))]
+    return [colormaps["viridis"](x) for x in np.linspace(0.0, 0.85, max(count, 1))]
 
 
 def draw_curve(axes: Axes, curve: Curve, k: int, label: str) -> None:
-    """Draw the mean over seeds, and one standard deviation on both sides as a band; markers on
-    twenty points at most.
-    """
+    """Draw the mean over seeds and its band, with markers on twenty points at most."""
     every = 1 if len(curve.rounds) <= 20 else -(-len(curve.rounds) // 10)
     axes.plot(curve.rounds, curve.mean, label=label, markevery=every, **look(k))
     draw_band(axes, curve, look(k)["color"], 0.15)
+
+
+def draw_marks(axes: Axes, x: np.ndarray, y: np.ndarray, k: int, **more: Any) -> None:
+    """Draw points in the colour and with the marker of the k-th line."""
+    axes.plot(x, y, look(k)["marker"], color=look(k)["color"], **more)
 
 
 def draw_band(axes: Axes, curve: Curve, colour: Any, alpha: float) -> None:
@@ -216,11 +188,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def plus_minus(values: np.ndarray, digits: int = 2) -> str:
-    """Return mean and sample standard deviation as text; one value has none, and no value is a
-    dash.
-    """
+def plus_minus(values: np.ndarray) -> str:
+    """Return mean and sample standard deviation as text; a dash for no values."""
     if not len(values):
         return "-"
-    sd = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{sd}"
+    mean, sd = over_seeds(values)
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
