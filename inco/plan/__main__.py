@@ -1,5 +1,5 @@
-"""`python -m inco.plan WORDS`: what `python run.py -m WORDS` will take on this machine, before it
-is started.
+"""`python -m inco.plan OVERRIDES`: what `python run.py -m OVERRIDES` will take on this machine,
+before it is started.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from inco.errors import ConfigError, InCoError
@@ -18,7 +19,7 @@ examples:
   python -m inco.plan experiment=table2_resnet --no-measure
   python -m inco.plan split=stage,width --sizes
 
-Two rounds of each kind of run are measured, with few local steps, in a process of their own on
+A few rounds of each kind of run are measured, with few local steps, in a process of their own on
 one core or GPU; nothing is recorded.
 """
 
@@ -34,45 +35,28 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
+    option = made.add_argument
+    option(
         "words",
         nargs="*",
-        metavar="WORD",
-        help="the words of `python run.py -m WORD ...`; none: the default run",
+        metavar="OVERRIDE",
+        help="the overrides of `python run.py -m OVERRIDE ...`; none: the default run",
     )
-    made.add_argument(
-        "--measure",
-        choices=("steps", "full"),
-        help="a few steps of each kind (default), or two whole rounds",
-    )
-    made.add_argument("--no-measure", action="store_true", help="counts, parameters and disk alone")
-    made.add_argument(
-        "--sizes",
-        action="store_true",
-        help="parameters, FLOPs and bytes by capacity instead of time",
-    )
-    made.add_argument(
-        "--limit",
-        type=_above_zero,
-        metavar="S",
-        help="seconds for each kind (default: 60; --measure full: none)",
-    )
-    made.add_argument(
-        "--folders", action="store_true", help="nothing but the runs' folders, a line each"
-    )
-    made.add_argument(
-        "--jobs", type=_count, default=1, metavar="N", help="runs side by side (default: 1)"
-    )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON as well")
-    made.add_argument(
-        "--conf",
-        type=Path,
-        metavar="DIR",
-        help="conf/ of a checkout (default: the working directory's, or inco's own)",
-    )
-    made.add_argument(
-        "--config-dir", metavar="DIR", help="a folder with options of your own, as for run.py"
-    )
+    measures = "a few steps of each kind (default), or two whole rounds"
+    option("--measure", choices=("steps", "full"), help=measures)
+    option("--no-measure", action="store_true", help="counts, parameters and disk alone")
+    sizes = "parameters, FLOPs and bytes by capacity instead of time"
+    option("--sizes", action="store_true", help=sizes)
+    limit = "seconds for each kind (default: 60; --measure full: none)"
+    option("--limit", type=_above_zero, metavar="S", help=limit)
+    folders = "nothing but the runs' folders, a line each"
+    option("--folders", action="store_true", help=folders)
+    option("--jobs", type=_count, default=1, metavar="N", help="runs side by side (default: 1)")
+    option("--json", type=Path, metavar="FILE", help="write the plan as JSON as well")
+    conf = "conf/ of a checkout (default: the working directory's, or inco's own)"
+    option("--conf", type=Path, metavar="DIR", help=conf)
+    config_dir = "a folder with options of your own, as for run.py"
+    option("--config-dir", metavar="DIR", help=config_dir)
     return made
 
 
@@ -83,13 +67,10 @@ def _count(text: str) -> int:
 
 
 def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,24 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(arguments)
     try:
         _check(args)
+        conf = _conf(args.conf)
         if args.folders:
             from inco.plan.points import plan_jobs
 
-            print(
-                *(job.folder for job in plan_jobs(_conf(args.conf), args.words, args.config_dir)),
-                sep="\n",
-            )
-            return 0
-        from inco.plan.plan import plan
+            for job in plan_jobs(conf, args.words, args.config_dir):
+                print(job.folder)
+        else:
+            from inco.plan.plan import plan
 
-        plan(args, _conf(args.conf))
-    except ConfigError as error:
-        from inco.run.cli import message  # run.py's own words
+            plan(args, conf)
+    except InCoError as error:
+        from inco.run.cli import message
 
         print(message(error), file=sys.stderr)
-        return error.exit_code
-    except InCoError as error:
-        print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -122,24 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that would have no effect, and a file that cannot be written, before anything
-    is measured.
-    """
-    without = [
-        name for name, given in (("--measure", args.measure), ("--limit", args.limit)) if given
-    ]
-    quiet = [
-        name
-        for name, given in (
-            ("--no-measure", args.no_measure),
-            ("--sizes", args.sizes),
-            ("--folders", args.folders),
-        )
-        if given
-    ]
-    if without and quiet:
+    """Refuse options that would have no effect, and a file that cannot be written."""
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value]
+    useless = [name for name in given if name in ("--measure", "--limit")]
+    quiet = [name for name in given if name in ("--no-measure", "--sizes", "--folders")]
+    if useless and quiet:
         raise ConfigError(
-            f"{' '.join(without)} with {' '.join(quiet)}: nothing is measured; leave one of"
+            f"{' '.join(useless)} with {' '.join(quiet)}: nothing is measured; leave one of"
             " them out"
         )
     if args.json:
@@ -152,12 +118,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _conf(given: Path | None) -> Path:
-    """Return the folder of config.yaml: as given, of the working directory, or beside the package
-    (a checkout).
-    """
-    places = (
-        [given] if given else [Path.cwd() / "conf", Path(__file__).resolve().parents[2] / "conf"]
-    )
+    """Return the folder of config.yaml; by default the working directory's or the checkout's."""
+    usual = [Path.cwd() / "conf", Path(__file__).resolve().parents[2] / "conf"]
+    places = [given] if given else usual
     for place in places:
         if (place / "config.yaml").is_file():
             return place.resolve()

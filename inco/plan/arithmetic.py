@@ -1,52 +1,35 @@
-"""From what was measured to what a run takes: plain arithmetic, without torch.
-
-`Counts` come from the settings and the partition, `Times` from the measurement; both travel as JSON
-between processes.
-"""
+"""From what was measured to what a run takes: plain arithmetic, without torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from inco.fast.schedule import assign
 
 
-@dataclass(frozen=True)
-class LevelCounts:
-    """The clients of one level in an average round, and what an average one of them does in an
-    epoch.
+class Client(NamedTuple):
+    """A client's work in a round: its level, its examples, the sizes of an epoch's batches."""
 
-    `clients`: of the cohort; `full`: full batches; `short`: shorter ones; `short_images`: images of
-    such a one; `examples`: in all.
-    """
-
-    clients: float
-    full: float
-    short: float
-    short_images: float
-    examples: float
+    level: int
+    examples: int
+    batches: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much work a round is.
+    """How much work a round is: local epochs, and the clients of the first rounds."""
 
-    `cohorts`: sampled ones, a row (level, full, short, images of the short batch, examples) a
-    client.
-    """
-
-    levels: Mapping[int, LevelCounts]
     epochs: int
-    batch: int
-    cohort: int
-    cohorts: Sequence[Sequence[tuple[int, float, float, float, float]]] = ()
+    cohorts: Sequence[Sequence[Client]]
 
     @property
     def steps(self) -> float:
         """Local steps of an average round."""
-        return self.epochs * sum(c.clients * (c.full + c.short) for c in self.levels.values())
+        batches = sum(len(client.batches) for cohort in self.cohorts for client in cohort)
+        return self.epochs * batches / len(self.cohorts)
 
 
 @dataclass(frozen=True)
@@ -64,16 +47,20 @@ class LevelTimes:
         """Return the seconds of a step on so many images: on the line through what was measured, or
         in proportion to one point.
         """
-        points = sorted(self.steps)
-        (low, t_low) = points[0]
-        (high, t_high) = points[-1]
+        (low, t_low) = min(self.steps)
+        (high, t_high) = max(self.steps)
         if high == low:
-            return t_low if images == low else t_low * images / low
+            return t_low * images / low
         slope = min(max((t_high - t_low) / (high - low), 0.0), t_high / high)
         return max(t_high + slope * (images - high), 0.0)
 
+    def client(self, client: Client, epochs: int) -> float:
+        """Return the seconds that a client takes in a round."""
+        steps = epochs * sum(self.step(images) for images in client.batches)
+        return self.overhead + self.start * client.examples + steps
 
-@dataclass(frozen=True)
+
+@dataclass
 class Times:
     """What was measured of a kind, in seconds on one worker.
 
@@ -83,7 +70,7 @@ class Times:
     `fixed`: start and end of a run.
     """
 
-    levels: Mapping[int, LevelTimes]
+    levels: dict[int, LevelTimes] = field(default_factory=dict)
     server: float = 0.0
     transform: float = 0.0
     image: float = 0.0
@@ -94,62 +81,57 @@ class Times:
     fixed: float = 0.0
 
 
+@dataclass
+class Measured:
+    """What has been measured by now of kinds that share their times.
+
+    `counts`, `transforms` (seconds): of each kind; `steps`: in words; `share`: of a core, that
+    measuring has had; `arrays_bytes`: of a watched round's diagnostics.
+    """
+
+    counts: Sequence[Counts]
+    transforms: list[float]
+    times: Times
+    notes: list[str]
+    steps: str = ""
+    memory_bytes: float | None = None
+    share: float = 1.0
+    row_bytes: int = 0
+    arrays_bytes: int | None = None
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """When things happen.
-
-    `every`: rounds between two watched rounds of the diagnostics, None without; `workers`: of a
-    job.
-    """
+    """When things happen; `every`: rounds between two that diagnostics watch, None without."""
 
     rounds: int
     eval_every: int
     checkpoint_every: int
     every: int | None = None
-    workers: int = 1
+
+    @property
+    def watched(self) -> int:
+        """Rounds that the diagnostics watch: the first, and each `every`-th."""
+        return self.rounds // self.every + (self.every > 1) if self.every else 0
 
 
-def client_seconds(times: LevelTimes, epochs: int, batch: int, row: Sequence[float]) -> float:
-    """Return what one client takes.
-
-    `row`: full batches and short ones an epoch, images of a short one, examples.
-    """
-    full, short, images, examples = row
-    return (
-        times.overhead
-        + times.start * examples
-        + epochs * (full * times.step(batch) + short * (times.step(images) if short else 0.0))
-    )
+def times_in(rounds: int, every: int) -> int:
+    """Return how often something happens that happens every so many rounds, and in the last."""
+    return math.ceil(rounds / every)
 
 
-def train_seconds(counts: Counts, times: Times) -> float:
-    """Return what all clients of an average round take, one after the other."""
-    rows = {
-        level: (c.full, c.short, c.short_images, c.examples) for level, c in counts.levels.items()
-    }
-    each = {
-        level: client_seconds(times.levels[level], counts.epochs, counts.batch, row)
-        for level, row in rows.items()
-    }
-    return sum(counts.levels[level].clients * seconds for level, seconds in each.items())
+def side_by_side(seconds: Sequence[float], places: int) -> float:
+    """Return the time until the last of some jobs is done, `places` at a time, longest first."""
+    return max(sum(seconds[i] for i in mine) for mine in assign(seconds, places))
 
 
-def share_of_longest(counts: Counts, times: Times, workers: int) -> float:
-    """Return which part of a round's training the busiest worker does: 1 / workers at best.
-
-    Clients go longest first to the least busy.
-    """
-    if workers <= 1 or not counts.cohorts:
-        return 1.0 / max(workers, 1)
-    longest = total = 0.0
+def training_seconds(counts: Counts, times: Times, workers: int) -> float:
+    """Return what the clients of an average round take, shared out over workers."""
+    total = 0.0
     for cohort in counts.cohorts:
-        costs = [
-            client_seconds(times.levels[level], counts.epochs, counts.batch, row)
-            for level, *row in cohort
-        ]
-        longest += max(sum(costs[i] for i in mine) for mine in assign(costs, workers))
-        total += sum(costs)
-    return longest / total if total else 1.0 / workers
+        costs = [times.levels[client.level].client(client, counts.epochs) for client in cohort]
+        total += side_by_side(costs, workers)
+    return total / len(counts.cohorts)
 
 
 @dataclass(frozen=True)
@@ -175,27 +157,18 @@ class Estimate:
         return self.fixed + rounds * self.a_round if rounds else 0.0
 
 
-def times_in(rounds: int, every: int) -> int:
-    """Return how often something happens in a run that happens every so many rounds, and in the
-    last.
-    """
-    return rounds // every + (rounds % every > 0)
-
-
-def estimate(counts: Counts, times: Times, schedule: Schedule) -> Estimate:
+def estimate(counts: Counts, times: Times, schedule: Schedule, workers: int) -> Estimate:
     """Return what a run takes from its first round to its last."""
-    rounds = schedule.rounds
-    workers = max(1, min(schedule.workers, counts.cohort))
-    scored = times_in(rounds, schedule.eval_every)
-    saved = times_in(rounds, schedule.checkpoint_every)
-    watched = len({1, *range(schedule.every, rounds + 1, schedule.every)}) if schedule.every else 0
+    workers = min(workers, len(counts.cohorts[0]))
+    scored = times_in(schedule.rounds, schedule.eval_every)
+    saved = times_in(schedule.rounds, schedule.checkpoint_every)
     return Estimate(
-        rounds,
-        rounds * train_seconds(counts, times) * share_of_longest(counts, times, workers),
-        rounds * (times.server + times.transform),
-        scored * (times.image * times.images + times.norm) / workers,
-        watched * times.watched + saved * times.checkpoint,
-        times.fixed,
+        rounds=schedule.rounds,
+        training=schedule.rounds * training_seconds(counts, times, workers),
+        server=schedule.rounds * (times.server + times.transform),
+        scoring=scored * (times.image * times.images + times.norm) / workers,
+        rest=schedule.watched * times.watched + saved * times.checkpoint,
+        fixed=times.fixed,
     )
 
 
@@ -206,83 +179,14 @@ def disk_bytes(sizes: Mapping[str, Any], schedule: Schedule, clients: int) -> di
     A client has a file once it has taken part, and those of the rounds since the older checkpoint
     have another.
     """
+    cohort = sizes["cohort"]
     kept = min(2, times_in(schedule.rounds, schedule.checkpoint_every))
-    seen = clients * (1 - (1 - sizes["cohort"] / clients) ** schedule.rounds)
-    again = sizes["cohort"] * min(schedule.checkpoint_every, schedule.rounds) if kept == 2 else 0
-    files = min(seen + again, sizes["cohort"] * schedule.rounds)
-    watched = (
-        len({1, *range(schedule.every, schedule.rounds + 1, schedule.every)})
-        if schedule.every
-        else 0
-    )
-    rows = schedule.rounds * sizes["row_bytes"]
+    seen = clients * (1 - (1 - cohort / clients) ** schedule.rounds)
+    again = cohort * min(schedule.checkpoint_every, schedule.rounds) if kept == 2 else 0
+    rows = 3 * schedule.rounds * sizes["row_bytes"]  # the rows, in the report, in W&B's file
+    arrays = schedule.watched * sizes.get("arrays_bytes", 0)
     return {
         "checkpoint": kept * sizes["checkpoint_bytes"],
-        "clients": files * sizes["client_bytes"],
-        "rest": sizes["fixed_bytes"]
-        + 3 * rows
-        + watched * sizes.get("arrays_bytes", 0),  # the rows, in the report, in W&B's file
+        "clients": min(seen + again, cohort * schedule.rounds) * sizes["client_bytes"],
+        "rest": sizes["fixed_bytes"] + rows + arrays,
     }
-
-
-def side_by_side(seconds: Sequence[float], jobs: int) -> float:
-    """Return the time until the last of some runs is done, `jobs` at a time, longest first."""
-    return max((sum(seconds[i] for i in mine) for mine in assign(seconds, jobs)), default=0.0)
-
-
-def counts_from(data: Mapping[str, Any]) -> Counts:
-    """Read counts as JSON gives them back."""
-    levels = {int(level): LevelCounts(**row) for level, row in data["levels"].items()}
-    return Counts(levels, data["epochs"], data["batch"], data["cohort"], data.get("cohorts", ()))
-
-
-def times_from(data: Mapping[str, Any]) -> Times:
-    """Read times as JSON gives them back; what else was measured is left out."""
-    levels = {int(level): LevelTimes(**row) for level, row in data["levels"].items()}
-    known = {
-        key: value
-        for key, value in data.items()
-        if key in Times.__dataclass_fields__ and key != "levels"
-    }
-    return Times(levels, **known)
-
-
-@dataclass
-class Line:
-    """A line of the table: a kind, its sizes, and what it is estimated to take where that was
-    measured.
-    """
-
-    label: str
-    runs: int
-    finished: int
-    rounds: int
-    workers: int
-    sizes: Mapping[str, Any]
-    disk: Mapping[str, float]
-    estimate: Estimate | None = None
-    memory_bytes: float | None = None
-    measured: str = ""
-    share: float = 1.0  # of a core, that measuring has had
-    left: Sequence[int] = ()
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> list[float]:
-        """Seconds of each run that is not finished."""
-        return (
-            [self.estimate.seconds(rounds) for rounds in self.left if rounds]
-            if self.estimate
-            else []
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the line as plain data."""
-        told = asdict(self) | {
-            "left": sum(self.left),
-            "seconds": sum(self.seconds) if self.estimate else None,
-        }
-        told["disk_bytes"] = sum(self.disk.values())
-        if self.estimate:
-            told["estimate"] |= {"round_s": self.estimate.a_round}
-        return told

@@ -19,18 +19,17 @@ from inco.clients.local import SGD
 from inco.errors import ConfigError
 from inco.plan.__main__ import main
 from inco.plan.arithmetic import (
+    Client,
     Counts,
-    LevelCounts,
     LevelTimes,
     Schedule,
     Times,
     disk_bytes,
     estimate,
-    share_of_longest,
     side_by_side,
-    train_seconds,
+    training_seconds,
 )
-from inco.plan.counting import batches_of
+from inco.plan.counting import batch_sizes
 from inco.plan.points import kinds, plan_jobs
 from inco.plan.standin import prepared
 from inco.plan.survey import survey
@@ -77,23 +76,14 @@ def test_a_step_on_the_line_through_what_was_measured() -> None:
 
 
 def test_batches_of_an_epoch() -> None:
-    assert batches_of(SGD(3, 64, 0.1), 150, 2) == (2, 1, 22.0, 150)
-    assert batches_of(SGD(3, 64, 0.1, drop_last=True), 150, 2) == (2, 0, 0.0, 150)
-    assert batches_of(SGD(3, 64, 0.1), 129, 2) == (
-        2,
-        0,
-        0.0,
-        129,
-    ), "one example joins the batch before"
-    assert batches_of(SGD(3, 64, 0.1), 10, 2) == (0, 1, 10.0, 10)
+    assert batch_sizes(SGD(3, 64, 0.1), 150, 2) == [64, 64, 22]
+    assert batch_sizes(SGD(3, 64, 0.1, drop_last=True), 150, 2) == [64, 64]
+    assert batch_sizes(SGD(3, 64, 0.1), 129, 2) == [64, 65], "one example joins the batch before"
+    assert batch_sizes(SGD(3, 64, 0.1), 10, 2) == [10]
 
 
-COUNTS = Counts(
-    {0: LevelCounts(2, 3, 1, 16, 200), 1: LevelCounts(1, 3, 1, 16, 200)},
-    epochs=5,
-    batch=64,
-    cohort=3,
-)
+SMALL, LARGE = (Client(level, 200, [64, 64, 64, 16]) for level in (0, 1))
+COUNTS = Counts(epochs=5, cohorts=[[SMALL, SMALL, LARGE]])
 TIMES = Times(
     {0: LevelTimes([(64, 0.1), (16, 0.04)], overhead=0.5), 1: LevelTimes([(64, 0.2), (16, 0.08)], overhead=1.0, start=0.01)},
     server=0.3, transform=0.2, image=0.001, images=1000, norm=0.5, watched=2.0, checkpoint=0.25, fixed=7.0,
@@ -103,8 +93,10 @@ TIMES = Times(
 def test_a_round_by_hand() -> None:
     small, large = 0.5 + 5 * (3 * 0.1 + 0.04), 1.0 + 2.0 + 5 * (3 * 0.2 + 0.08)
     assert COUNTS.steps == 60
-    assert train_seconds(COUNTS, TIMES) == pytest.approx(2 * small + large)
-    found = estimate(COUNTS, TIMES, Schedule(rounds=10, eval_every=4, checkpoint_every=5, every=5))
+    assert training_seconds(COUNTS, TIMES, 1) == pytest.approx(2 * small + large)
+    found = estimate(
+        COUNTS, TIMES, Schedule(rounds=10, eval_every=4, checkpoint_every=5, every=5), workers=1
+    )
     assert found.training == pytest.approx(
         10 * (2 * small + large)
     ) and found.server == pytest.approx(5.0)
@@ -116,11 +108,18 @@ def test_a_round_by_hand() -> None:
 
 
 def test_workers_share_a_cohort_as_well_as_clients_can_be_dealt_out() -> None:
-    row = (3, 1, 16, 200)
-    counts = Counts(COUNTS.levels, 5, 64, 3, [[(0, *row), (0, *row), (1, *row)]])
     small, large = 2.2, 6.4
-    assert share_of_longest(counts, TIMES, 1) == 1.0
-    assert share_of_longest(counts, TIMES, 2) == pytest.approx(large / (2 * small + large))
+    assert training_seconds(COUNTS, TIMES, 1) == pytest.approx(2 * small + large)
+    assert training_seconds(COUNTS, TIMES, 2) == pytest.approx(large)
+    assert training_seconds(COUNTS, TIMES, 3) == pytest.approx(large)
+    many = Schedule(rounds=10, eval_every=4, checkpoint_every=5)
+    found = estimate(COUNTS, TIMES, many, workers=8)
+    assert found.training == pytest.approx(10 * large), "no more workers than clients"
+    assert found.scoring == pytest.approx(3 * 1.5 / 3)
+
+
+def test_steps_of_an_average_round() -> None:
+    assert Counts(5, [[SMALL, LARGE], [LARGE]]).steps == 5 * (8 + 4) / 2
 
 
 def test_side_by_side() -> None:
