@@ -1,4 +1,4 @@
 """From the command line to a run: schemas, validation, building, launching.
 
-Hydra and OmegaConf appear here and in run.py alone.
+Hydra and OmegaConf appear here, in `inco/run/` and in run.py alone.
 """

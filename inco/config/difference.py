@@ -12,7 +12,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from inco.config.naming import plain
-from inco.config.validate import GROUPS
+from inco.config.validate import GROUPS, OVERLAYS
 from inco.records.names import flat
 
 Change = tuple[str, Any, Any]
@@ -25,31 +25,17 @@ def difference(settings: Mapping[str, Any], choices: Mapping[str, str], conf: Pa
 
     `conf`: the folder of config.yaml. An experiment's overlay counts as values given by the user.
     """
-    lines = OmegaConf.to_container(OmegaConf.load(conf / "config.yaml").defaults)
-    assert isinstance(lines, list)
+    lines: Any = OmegaConf.to_container(OmegaConf.load(conf / "config.yaml").defaults)
     default: dict[Any, Any] = {}
     for line in lines:
         default |= line if isinstance(line, dict) else {}
-    options = [
-        (group, choices[group], default[group])
-        for group in GROUPS
-        if choices.get(group, default[group]) != default[group]
-    ]
-    base = plain(
-        compose(
-            "config",
-            overrides=[f"{group}={choices[group]}" for group in GROUPS if group in choices],
-        )
-    )
-    ours = flat(settings)
-    theirs = flat(base)
+    chosen = [(group, choices[group]) for group in GROUPS if group in choices]
+    options = [(group, option, default[group]) for group, option in chosen]
+    base = flat(plain(compose("config", overrides=[f"{group}={o}" for group, o in chosen])))
     values = [
-        (key, value, theirs.get(key))
-        for key, value in ours.items()
-        if key not in theirs or theirs[key] != value
+        (key, value, base.get(key))
+        for key, value in flat(settings).items()
+        if key.split(".")[0] not in (*OVERLAYS, "options")
+        and (key not in base or base[key] != value)
     ]
-    return options + [
-        change
-        for change in values
-        if change[0].split(".")[0] not in ("recipe", "experiment", "debug", "options")
-    ]
+    return [change for change in options if change[1] != change[2]] + values

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from inco.config.help import settings_help
-from inco.config.targets import ALLOWED
+from inco.config.targets import is_ours
 from inco.config.validate import GROUPS, typed
 
 # What may differ between two sessions of one run: nothing here changes a round's result.
@@ -39,41 +39,40 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a result depends on: options by their names, so that a class may
     move; users' classes by their paths.
     """
-    kept = {key: _without_our_path(value) for key, value in settings.items() if key not in FREE}
-    kept["options"] = {
-        group: option for group, option in settings.get("options", {}).items() if group not in FREE
-    }
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in FREE:
+            kept[key] = _without(value, "_target_") if is_ours(value) else value
+    options = settings.get("options", {})
+    kept["options"] = {group: option for group, option in options.items() if group not in FREE}
     for place, before in LATER.items():
         group, _, name = place.partition(".")
-        if name in (part := kept.get(group, {})) and part[name] == before:
-            kept[group] = {key: value for key, value in part.items() if key != name}
+        part = kept.get(group, {})
+        if name in part and part[name] == before:
+            kept[group] = _without(part, name)
     return kept
 
 
-def _without_our_path(node: Any) -> Any:
-    ours = isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)
-    return {key: value for key, value in node.items() if key != "_target_"} if ours else node
+def _without(node: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != name}
 
 
 def digest(settings: Mapping[str, Any]) -> str:
     """Return eight hex digits of everything that a result depends on, but the seed."""
-    kept = {key: value for key, value in identity(settings).items() if key != "seed"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    kept = json.dumps(_without(identity(settings), "seed"), sort_keys=True, default=str)
+    return hashlib.sha256(kept.encode()).hexdigest()[:8]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain, typed Python, without Hydra's own part and without
-    the name.
-
-    `options` are the names of the chosen options by group.
+    """Return a composed configuration as plain, typed Python, without Hydra's own part and the
+    name; `options` are the names of the chosen options by group.
     """
     keys = [str(key) for key in cfg if key not in ("hydra", "name")]
     chosen = OmegaConf.masked_copy(cfg, keys)
     settings = typed(OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False))  # type: ignore[arg-type]
     choices = _choices()
-    return settings | {
-        "options": {group: str(choices[group]) for group in GROUPS if group in choices}
-    }
+    options = {group: str(choices[group]) for group in GROUPS if group in choices}
+    return settings | {"options": options}
 
 
 def _choices() -> Mapping[str, Any]:
@@ -83,8 +82,8 @@ def _choices() -> Mapping[str, Any]:
 def _run_name(*, _root_: DictConfig) -> str:
     choices = _choices()
     settings = plain(_root_)
-    words = [str(choices[group]) for group in _SHOWN if group in choices]
-    return "-".join([*words, f"s{settings['seed']}", digest(settings)])
+    options = [str(choices[group]) for group in _SHOWN if group in choices]
+    return "-".join([*options, f"s{settings['seed']}", digest(settings)])
 
 
 def _at_scale(paper: Any, mini: Any, *, _root_: DictConfig) -> Any:
@@ -97,13 +96,10 @@ def _published_partition(alpha: Any, *, _root_: DictConfig) -> str:
     """Return the path of a dataset's published file; Fashion-MNIST's runs had CIFAR-10's, which has
     no prefix.
     """
-    prefix = {"SVHN": "SVHN_", "CINIC10": "cinic10_"}.get(
-        str(_root_.dataset._target_).rpartition(".")[2], ""
-    )
-    return os.path.join(
-        os.environ.get("INCO_OFFICIAL_PARTITIONS") or "fix_distribution",
-        f"{prefix}hetero-fix-100-{float(alpha)}.npy",
-    )
+    dataset = str(_root_.dataset._target_).rpartition(".")[2]
+    prefix = {"SVHN": "SVHN_", "CINIC10": "cinic10_"}.get(dataset, "")
+    folder = os.environ.get("INCO_OFFICIAL_PARTITIONS") or "fix_distribution"
+    return os.path.join(folder, f"{prefix}hetero-fix-100-{float(alpha)}.npy")
 
 
 def register() -> None:

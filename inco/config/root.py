@@ -18,9 +18,7 @@ class Root:
     rounds: Annotated[int, COUNT, "communication rounds in all; raise it and the same run goes on"]
     num_clients: Annotated[int, COUNT, "population N"]
     sample_ratio: Annotated[
-        float,
-        between(0, 1, open_low=True),
-        "share of the population that trains in a round",
+        float, between(0, 1, open_low=True), "share of the population that trains in a round"
     ]
     eval_every: Annotated[
         int,
@@ -86,24 +84,17 @@ class Engine:
     def conflicts(self) -> Iterator[str]:
         """Yield what is wrong between these settings, and with torchrun."""
         if self.mode == "graph" and self.device == "cpu":
-            yield (
-                "engine.mode=graph with engine.device=cpu: CUDA graphs need a GPU; use"
-                " engine.mode=auto"
-            )
+            fix = "CUDA graphs need a GPU; use engine.mode=auto"
+            yield f"engine.mode=graph with engine.device=cpu: {fix}"
         if self.gpus is None:
             return
+        asked = f"engine.gpus={self.gpus}"
         if self.device == "cpu":
-            yield (
-                f"engine.gpus={self.gpus} with engine.device=cpu: a run on the CPU takes no GPU;"
-                " leave engine.gpus=null, or use engine.device=auto"
-            )
+            fix = "leave engine.gpus=null, or use engine.device=auto"
+            yield f"{asked} with engine.device=cpu: a run on the CPU takes no GPU; {fix}"
         if self.workers != "auto" and self.workers < self.gpus:
-            yield (
-                f"engine.gpus={self.gpus} with engine.workers={self.workers}: a GPU without a"
-                f" worker is idle; use engine.gpus={self.workers}"
-            )
+            fix = f"a GPU without a worker is idle; use engine.gpus={self.workers}"
+            yield f"{asked} with engine.workers={self.workers}: {fix}"
         if under_torchrun():
-            yield (
-                f"engine.gpus={self.gpus} under torchrun: it starts the ranks, not InCo; leave"
-                " engine.gpus=null, and give it CUDA_VISIBLE_DEVICES"
-            )
+            fix = "leave engine.gpus=null, and give it CUDA_VISIBLE_DEVICES"
+            yield f"{asked} under torchrun: it starts the ranks, not InCo; {fix}"

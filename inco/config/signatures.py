@@ -38,12 +38,14 @@ def _of_class(source: Path, name: str) -> Settings | None:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return _of_arguments(node.args)
     if any("dataclass" in ast.unparse(d) for d in found.decorator_list):
-        fields = [n for n in found.body if isinstance(n, ast.AnnAssign)]
-        return {
-            ast.unparse(n.target): replace(read(ast.unparse(n.annotation)), required=not n.value)
-            for n in fields
-        }
+        fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+        return {ast.unparse(f.target): _setting(f.annotation, not f.value) for f in fields}
     return _of_base(source, tree, found)
+
+
+def _setting(annotation: ast.expr | None, required: bool) -> Setting:
+    text = ast.unparse(annotation) if annotation else "Any"
+    return replace(read(text), required=required)
 
 
 def _of_arguments(arguments: ast.arguments) -> Settings | None:
@@ -51,12 +53,7 @@ def _of_arguments(arguments: ast.arguments) -> Settings | None:
         return None  # any name will do, as far as can be read
     positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
     optional = positional[len(positional) - len(arguments.defaults) :]
-    return {
-        a.arg: replace(
-            read(ast.unparse(a.annotation) if a.annotation else "Any"), required=a not in optional
-        )
-        for a in positional
-    }
+    return {a.arg: _setting(a.annotation, a not in optional) for a in positional}
 
 
 def _of_base(source: Path, tree: ast.Module, found: ast.ClassDef) -> Settings | None:
@@ -110,19 +107,15 @@ def structured(target: str) -> type | None:
     settings = settings_of(target)
     if settings is None:
         return None
-    fields = [
-        (name, _readable(setting.type), dataclasses.field(default="???"))
-        for name, setting in settings.items()
-    ]
+    fields = []
+    for name, setting in settings.items():
+        kind = setting.type if _simple(setting.type) else Any  # then its rule alone is checked
+        fields.append((name, kind, dataclasses.field(default="???")))
     return dataclasses.make_dataclass(target.rpartition(".")[2], fields)
 
 
-def _readable(kind: Any) -> Any:
-    """Return a type that OmegaConf can check; of others the rule alone speaks."""
-    return kind if _simple(kind) else Any
-
-
 def _simple(kind: Any) -> bool:
+    """Whether OmegaConf can check a type."""
     if kind in (int, float, bool, str, Any):
         return True
     arguments = typing.get_args(kind)

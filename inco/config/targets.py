@@ -18,28 +18,30 @@ def allowed_prefixes() -> tuple[str, ...]:
     """Return the prefixes that a `_target_` may have: ours, and those that the user lists in
     INCO_ALLOW_TARGETS (comma-separated).
     """
-    own = (p.strip() for p in os.environ.get(_EXTRA, "").split(","))
-    return ALLOWED + tuple(p if p.endswith(".") else p + "." for p in own if p)
+    own = (prefix.strip().removesuffix(".") for prefix in os.environ.get(_EXTRA, "").split(","))
+    return ALLOWED + tuple(f"{prefix}." for prefix in own if prefix)
 
 
 def target_problem(group: str, target: Any) -> str | None:
-    """Say what is wrong with a `_target_`, or None."""
-    if not isinstance(target, str) or not target.startswith(allowed_prefixes()):
-        package = str(target).split(".")[0]
-        return (
-            f"{group}._target_={target}: only classes below {', '.join(allowed_prefixes())} are"
-            f" built; for code of your own set the environment variable {_EXTRA}={package}"
-        )
-    return None
+    """Return what is wrong with a `_target_`, or None."""
+    allowed = allowed_prefixes()
+    if isinstance(target, str) and target.startswith(allowed):
+        return None
+    package = str(target).split(".")[0]
+    return (
+        f"{group}._target_={target}: only classes below {', '.join(allowed)} are built; for code of"
+        f" your own set the environment variable {_EXTRA}={package}"
+    )
 
 
 def ours(settings: Mapping[str, Any]) -> set[str]:
     """Return the groups whose class is this project's own."""
-    return {
-        group
-        for group, node in settings.items()
-        if isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)
-    }
+    return {group for group, node in settings.items() if is_ours(node)}
+
+
+def is_ours(node: Any) -> bool:
+    """Whether a group's settings name a class of this project's own."""
+    return isinstance(node, Mapping) and str(node.get("_target_")).startswith(ALLOWED)
 
 
 def locate(group: str, target: str) -> Any:

@@ -1,4 +1,4 @@
-"""One pass over a composed configuration that tells every problem at once: types, ranges, unknown
+"""One pass over a composed configuration that reports every problem at once: types, ranges, unknown
 keys, impossible combinations.
 """
 
@@ -64,7 +64,7 @@ def _typed(target: str, node: Mapping[str, Any]) -> dict[str, Any]:
             reader[key] = out[key]
             if not OmegaConf.is_missing(reader, key):
                 out[key] = OmegaConf.to_container(reader, throw_on_missing=False)[key]  # type: ignore[index, call-overload]
-        except OmegaConfBaseException:  # told by validate
+        except OmegaConfBaseException:  # reported by validate
             continue
     return out
 
@@ -72,37 +72,31 @@ def _typed(target: str, node: Mapping[str, Any]) -> dict[str, Any]:
 def validate(settings: Mapping[str, Any]) -> list[str]:
     """Return the problems of each group by itself, in their order; no class is imported for it.
 
-    What is wrong between groups, the classes themselves say: `inco.assembly.problems`.
+    `inco.assembly.problems` returns what is wrong between groups as well.
     """
-    top = {
-        key: value for key, value in settings.items() if key not in (*GROUPS, *OVERLAYS, "options")
-    }
-    problems = _check("", ROOT, top)
-    # the groups without a problem of their own: rules across groups read checked values
+    below = (*GROUPS, *OVERLAYS, "options")
+    problems = _check("", ROOT, {k: v for k, v in settings.items() if k not in below})
     for group in GROUPS:
         found = _check_group(group, settings.get(group))
         if group == "engine" and not found:
-            found += Engine(**_settings_alone(settings[group])).conflicts()
+            own = {key: value for key, value in settings[group].items() if key != "_target_"}
+            found += Engine(**own).conflicts()
         problems += found
     return problems
-
-
-def _settings_alone(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
 
 
 def _check_group(group: str, node: Any) -> list[str]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         return [f"{group}={node!r}: choose an option of conf/{group}/"]
     refused = target_problem(group, node["_target_"])
-    return [refused] if refused else _check(group, node["_target_"], node)
+    return [refused] if refused else _check(f"{group}.", node["_target_"], node)
 
 
-def _check(group: str, target: str, node: Mapping[str, Any]) -> list[str]:
+def _check(prefix: str, target: str, node: Mapping[str, Any]) -> list[str]:
     settings = settings_of(target)
     if settings is None:
-        return []  # its source is not to be found: its constructor will tell
-    prefix = f"{group}." if group else ""
+        return []  # its source is not to be found: its constructor will raise
+    others = () if prefix else (*GROUPS, *OVERLAYS)
     reader = OmegaConf.structured(structured(target))
     problems = []
     for key, value in node.items():
@@ -110,7 +104,6 @@ def _check(group: str, target: str, node: Mapping[str, Any]) -> list[str]:
         if key == "_target_":
             continue
         if key not in settings:
-            others = () if group else (*GROUPS, *OVERLAYS)
             known = [*(f"{prefix}{name}" for name in settings), *others]
             problems.append(f"{place}: no such setting{did_you_mean(place, known)}")
         elif value == "???":

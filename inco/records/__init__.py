@@ -1,5 +1,5 @@
 """Records: all that reads or writes a run's folder.
 
-`record.py` has the lines and the lock, `checkpoint.py` the server's tensors, `runs.py` reads
+`record.py` has the rows and the lock, `checkpoint.py` the server's tensors, `runs.py` reads
 folders for reports and figures.
 """

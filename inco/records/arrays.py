@@ -26,7 +26,7 @@ def write_npz(path: Path, named: Mapping[str, Any]) -> None:
 def read_npz(path: Path) -> dict[str, Any]:
     """Read the arrays of a .npz file, by name. No pickle is read."""
     with import_module("numpy").load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return dict(file)
 
 
 class ArrayStore:
@@ -36,18 +36,14 @@ class ArrayStore:
         self.folder = folder
 
     def keep(self, round: int, arrays: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write a round's arrays, by kind and name.
-
-        Belongs before its row: a row that speaks of them has them.
-        """
+        """Write a round's arrays, by kind and name; to be called before its row is written."""
         for kind, named in arrays.items():
             write_npz(self._path(kind, round), named)
 
     def rounds(self, kind: str) -> list[int]:
         """Return the rounds that have arrays of a kind."""
-        return sorted(
-            int(path.stem.rpartition("_")[2]) for path in (self.folder / kind).glob("round_*.npz")
-        )
+        files = (self.folder / kind).glob("round_*.npz")
+        return sorted(int(path.stem.rpartition("_")[2]) for path in files)
 
     def read(self, kind: str, round: int) -> dict[str, Any]:
         """Read the arrays of a kind and round, by name."""

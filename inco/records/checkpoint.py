@@ -2,6 +2,7 @@
 into place.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +18,14 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from inco.errors import StorageError
-from inco.records.record import fsync_dir, storage_error
+from inco.records.record import fsync_path, storage_error
 
 FORMAT_VERSION = 1
 TENSORS = "state.safetensors"
 META = "meta.json"
 MANIFEST = "manifest.json"
-SPARE_BYTES = 1 << 20  # asked for beyond the tensors: file headers, meta, the folder itself
+_SPARE_BYTES = 1 << 20  # asked for beyond the tensors: file headers, meta, the folder itself
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        if keep < 1:
-            raise ValueError(f"keep={keep}: at least one checkpoint must be kept")
         self.root = folder / "checkpoint"
         self.keep = keep
         self.warnings: list[str] = []
@@ -81,11 +81,11 @@ class Checkpoints:
         return sorted(_round(path) for path in self._found())
 
     def load_latest(self) -> State | None:
-        """Give the newest whole checkpoint, or None if there are none at all. Only for the run that
-        writes here.
+        """Return the newest whole checkpoint, or None if there are none at all. Only for the run
+        that writes here.
 
         A damaged one is passed over with a line in `warnings`. If all are damaged this is an error:
-        to begin again at round 0 without a word would throw a run away.
+        to begin again at round 0 silently would throw a run away.
         """
         self._tidy()
         found = self._found()
@@ -95,28 +95,22 @@ class Checkpoints:
             except (OSError, _Damaged) as error:
                 self.warnings.append(f"checkpoint {path} is damaged and was passed over: {error}")
         if found:
-            told = "; ".join(self.warnings[-len(found) :])
+            why = "; ".join(self.warnings[-len(found) :])
             raise StorageError(
-                f"no checkpoint in {self.root} can be used: {told}; restore one, or start over with"
+                f"no checkpoint in {self.root} can be used: {why}; restore one, or start over with"
                 " fresh=true"
             )
         return None
 
     def _need_space(self, state: State) -> None:
-        """Refuse before writing a byte if the disk cannot hold it."""
-        need = sum(tensor.nbytes for tensor in state.tensors.values()) + SPARE_BYTES
+        need = sum(tensor.nbytes for tensor in state.tensors.values()) + _SPARE_BYTES
         free = shutil.disk_usage(self.root).free
         if free < need:
-            raise OSError(
-                28,
-                f"the checkpoint needs {need / 2**20:.1f} MiB and the disk has {free / 2**20:.1f}"
-                " MiB left",
-            )
+            sizes = f"needs {need / 2**20:.1f} MiB and the disk has {free / 2**20:.1f} MiB left"
+            raise OSError(errno.ENOSPC, f"the checkpoint {sizes}")
 
     def _prune(self, round: int) -> None:
-        """Remove all but the newest `keep`, and what an abandoned future left behind (rounds after
-        this one).
-        """
+        """Remove all but the newest `keep`, and later rounds, which a run that went back left."""
         paths = self._found()
         kept = [path for path in paths if _round(path) <= round][: self.keep]
         for path in set(paths) - set(kept):
@@ -129,19 +123,13 @@ class Checkpoints:
                 self.warnings.append(f"old checkpoint {path} could not be removed: {error}")
 
     def _found(self) -> list[Path]:
-        """List the checkpoints, newest first."""
-        # not a user's copy
-        named = [
-            path
-            for path in self.root.glob("round_*")
-            if path.name.removeprefix("round_").isdecimal()
-        ]
+        """List the checkpoints, newest first; not a user's copy of one."""
+        folders = self.root.glob("round_*")
+        named = (path for path in folders if path.name.removeprefix("round_").isdecimal())
         return sorted(named, key=_round, reverse=True)
 
     def _tidy(self) -> None:
-        """Clear what a killed process left: finish a swap cut in two, drop unfinished and
-        half-deleted folders.
-        """
+        """Clear what a killed process left: finish a swap cut in two, drop hidden folders."""
         for old in self.root.glob(".old-round_*"):
             final = self.root / old.name.removeprefix(".old-")
             if not final.exists():
@@ -152,34 +140,28 @@ class Checkpoints:
 
 
 def _round(path: Path) -> int:
-    """Give the round that a checkpoint's folder is named for."""
     return int(path.name.removeprefix("round_"))
 
 
 def _fill(folder: Path, state: State) -> None:
-    """Write the three files of a checkpoint and force each, and the folder, to the disk."""
     folder.mkdir()
     save_file(_saved(state.tensors), folder / TENSORS)
     meta = {"format_version": FORMAT_VERSION, "round": state.round, "meta": state.meta}
     (folder / META).write_text(json.dumps(meta))
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _hash_file(folder / name)}
-        for name in (TENSORS, META)
-    }
-    manifest = {"format_version": FORMAT_VERSION, "round": state.round, "files": files}
-    (folder / MANIFEST).write_text(
-        json.dumps({**manifest, "sha256": _hash_json(manifest)}, indent=1)
-    )
-    for name in (TENSORS, META, MANIFEST):
+    files = {}
+    for name in (TENSORS, META):
         with open(folder / name, "rb") as file:
-            os.fsync(file.fileno())
-    fsync_dir(folder)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
+    manifest = {"format_version": FORMAT_VERSION, "round": state.round, "files": files}
+    signed = manifest | {"sha256": _hash_json(manifest)}
+    (folder / MANIFEST).write_text(json.dumps(signed, indent=1))
+    for path in (folder / TENSORS, folder / META, folder / MANIFEST, folder):
+        fsync_path(path)
 
 
 def _saved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors as safetensors wants them: on the CPU, contiguous, none sharing storage with
-    another.
-    """
+    """Return tensors as safetensors wants them: on the CPU, contiguous, each its own storage."""
     saved: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -192,15 +174,13 @@ def _saved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _swap_in(temp: Path, final: Path) -> None:
-    """Rename a finished checkpoint into place, also over one of the same round (`_tidy` ends a swap
-    cut in two).
-    """
+    """Rename into place, also over a checkpoint of the same round (`_tidy` ends half a swap)."""
     old = final.with_name(f".old-{final.name}")
     _remove(old)
     if final.exists():
         os.rename(final, old)
     os.rename(temp, final)
-    fsync_dir(final.parent)
+    fsync_path(final.parent)
     _remove(old)
 
 
@@ -211,36 +191,21 @@ def _read(path: Path) -> State:
     try:
         meta = json.loads(raw[META])
         return State(int(meta["round"]), load(raw[TENSORS]), dict(meta["meta"]))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        SafetensorError,
-    ) as error:  # with sums that vouch for it
-        raise _Damaged(
-            f"its files are not a checkpoint's ({type(error).__name__}: {error})"
-        ) from error
+    except (*_UNREADABLE, SafetensorError) as error:  # though its hashes are right
+        what = f"{type(error).__name__}: {error}"
+        raise _Damaged(f"its files are not a checkpoint's ({what})") from error
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest, which vouches for itself, and refuse a format of the future."""
+    """Read the manifest, which holds its own hash, and refuse a format of the future."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        said = manifest.pop("sha256")
+        recorded = manifest.pop("sha256")
         version = int(manifest["format_version"])
         _ = manifest["files"].get
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _UNREADABLE as error:
         raise _Damaged(f"{MANIFEST} is not readable ({type(error).__name__}: {error})") from error
-    if said != _hash_json(manifest):
+    if recorded != _hash_json(manifest):
         raise _Damaged(f"{MANIFEST} has changed since it was written")
     if version > FORMAT_VERSION:
         raise StorageError(
@@ -251,20 +216,15 @@ def _manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _checked(path: Path, said: Mapping[str, Any] | None) -> bytes:
-    """Read a file that the manifest vouches for."""
+def _checked(path: Path, recorded: Mapping[str, Any] | None) -> bytes:
+    """Read a file that has the size and the hash of its entry in the manifest."""
     data = path.read_bytes()
-    if said is None or len(data) != said.get("bytes"):
-        raise _Damaged(f"{path.name} has {len(data)} bytes, not {said and said.get('bytes')}")
-    if hashlib.sha256(data).hexdigest() != said.get("sha256"):
+    expected = recorded or {}
+    if len(data) != expected.get("bytes"):
+        raise _Damaged(f"{path.name} has {len(data)} bytes, not {expected.get('bytes')}")
+    if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
         raise _Damaged(f"{path.name} has changed since it was written (sha256)")
     return data
-
-
-def _hash_file(path: Path) -> str:
-    """Hash a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_json(value: Mapping[str, Any]) -> str:

@@ -33,9 +33,7 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 
 class Curve(NamedTuple):
-    """A metric over rounds: mean and sample standard deviation over `n` seeds; no deviation of one
-    seed (None).
-    """
+    """A metric over rounds: mean and standard deviation over `n` seeds (None of one seed)."""
 
     rounds: np.ndarray
     mean: np.ndarray
@@ -44,9 +42,7 @@ class Curve(NamedTuple):
 
 
 def over_seeds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return mean and sample standard deviation over the first dimension; no deviation of a single
-    row.
-    """
+    """Return mean and sample standard deviation (None of one row) over the first dimension."""
     return table.mean(0), table.std(0, ddof=1) if len(table) > 1 else None
 
 
@@ -54,8 +50,8 @@ def over_seeds(table: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 class Group:
     """Runs that differ in their seed alone, by seed.
 
-    `facts`: the choices, the number of rounds, and the settings with dotted keys; `label` says how
-    it differs from other groups.
+    `facts`: the choices, the number of rounds, and the settings with dotted keys; `label`: how it
+    differs from other groups.
     """
 
     facts: Mapping[str, Any]
@@ -73,27 +69,25 @@ class Group:
 
     @property
     def left_out(self) -> list[str]:
-        """Say which runs are not counted, and why."""
-        return [
-            f"seed {'none' if run.seed is None else run.seed}"
-            f" {'repeated' if run.status == 'finished' else run.outcome}"
-            for run in self.runs
-            if run not in self.counted
-        ]
+        """The runs that are not counted, and why."""
+        lines = []
+        for run in self.runs:
+            if run not in self.counted:
+                why = "repeated" if run.status == "finished" else run.outcome
+                lines.append(f"seed {'none' if run.seed is None else run.seed} {why}")
+        return lines
 
     @property
     def experiment(self) -> str | None:
-        """The experiment of the paper that its runs are of (table2_resnet): the first that one
-        names; None of other runs.
-        """
+        """The first experiment of the paper that one of its runs names (table2_resnet), or None."""
         named = (str(run.about.get("experiment") or "") for run in self.runs)
         return next((name for name in named if name.startswith(("table", "figure"))), None)
 
     @property
     def scale(self) -> str:
-        """At which scale its experiment is: paper, or mini."""
-        told = (run.about.get("scale") for run in self.runs)
-        return str(next(filter(None, told), "paper"))
+        """The scale of its experiment: paper, or mini."""
+        recorded = (run.about.get("scale") for run in self.runs)
+        return str(next(filter(None, recorded), "paper"))
 
     def spread(self, key: str) -> Spread:
         """Return mean and standard deviation of a number of the summary."""
@@ -104,17 +98,11 @@ class Group:
         return spread([run.known.get(key) for run in self.runs]).mean
 
     def keys(self, prefix: str) -> list[str]:
-        """Return what follows a prefix in the names of metrics that some run has, in natural
-        order.
-        """
-        found = {
-            k.removeprefix(prefix)
-            for run in self.runs
-            for row in run.rows
-            for k, v in row.items()
-            if k.startswith(prefix) and v is not None
-        }
-        return sorted(found, key=natural)
+        """Return what follows a prefix in the names of metrics of some run, in natural order."""
+        rows = (row for run in self.runs for row in run.rows)
+        found = {key for row in rows for key, value in row.items() if value is not None}
+        named = {key.removeprefix(prefix) for key in found if key.startswith(prefix)}
+        return sorted(named, key=natural)
 
     def curve(self, key: str) -> Curve:
         """Return a metric over the rounds in which every run that has it has it."""
@@ -128,11 +116,10 @@ class Group:
         return Curve(np.array(common, dtype=int), *over_seeds(table), len(table))
 
     def final(self, key: str = "test/acc", score: str = "last") -> np.ndarray:
-        """Return each run's last, or best, value of a metric; runs without it are left out."""
+        """Return each run's "last" or "best" value of a metric; runs without it are left out."""
         series = [run.series(key)[1] for run in self.runs]
-        return np.array(
-            [values[-1] if score == "last" else values.max() for values in series if len(values)]
-        )
+        known = [values for values in series if len(values)]
+        return np.array([values[-1] if score == "last" else values.max() for values in known])
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -145,7 +132,6 @@ def gather(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> list[Group]:
     found: dict[Hashable, list[Run]] = {}
     for run in runs:
         found.setdefault(key(run), []).append(run)
-    ordered = (
-        sorted(members, key=lambda run: natural(str(run.seed))) for members in found.values()
-    )
-    return [Group(facts(members[0]), members) for members in ordered]
+    for members in found.values():
+        members.sort(key=lambda run: natural(str(run.seed)))
+    return [Group(facts(members[0]), members) for members in found.values()]

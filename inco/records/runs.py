@@ -24,31 +24,30 @@ _MARKS = ("about.json", "metrics.jsonl", "summary.json")
 _FREE = ("tracker", "engine", "experiment", "debug")  # no result depends on them
 _NAMED = ("dataset", "model", "split", "algorithm", "transform")
 _NAME = re.compile(
-    r"-".join(rf"(?P<{word}>[^-]+)" for word in _NAMED) + r"-s(?P<seed>\d+)-(?P<digest>[0-9a-f]{8})"
+    r"-".join(rf"(?P<{group}>[^-]+)" for group in _NAMED)
+    + r"-s(?P<seed>\d+)-(?P<digest>[0-9a-f]{8})"
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder, read when first asked for.
-
-    `about`: what is known from its start on (name, group, choices, seed, digest, settings,
-    capacities, sizes, versions); `rows`: one dict a round; `summary`: how it ended, empty while it
-    runs.
-    """
+    """One run's folder, read when first asked for."""
 
     folder: Path
 
     @cached_property
     def about(self) -> Mapping[str, Any]:
+        """What is known from its start on: name, choices, seed, settings, capacities, versions."""
         return self._json("about.json")
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
+        """How it ended; empty while it runs."""
         return self._json("summary.json")
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
+        """Its metrics, one dict a round."""
         return RunRecord(self.folder).rows()
 
     @cached_property
@@ -57,7 +56,7 @@ class Run:
 
     @property
     def known(self) -> dict[str, Any]:
-        """All that is known of it; its start has the last word."""
+        """All that is known of it; what was known at its start takes precedence."""
         return {**self.summary, **self.about}
 
     @property
@@ -66,17 +65,14 @@ class Run:
 
     @cached_property
     def named(self) -> dict[str, str]:
-        """What its folder's name tells where that was made from its settings: options, seed and
-        digest.
-        """
+        """Options, seed and digest, where its folder's name was made from its settings."""
         found = _NAME.fullmatch(self.folder.name)
         return found.groupdict() if found else {}
 
     @property
     def seed(self) -> Any:
-        """Its seed; None where nothing tells it."""
-        told = int(self.named["seed"]) if self.named else None
-        return self.known.get("seed", told)
+        """Its seed, or None if it is not known."""
+        return self.known.get("seed", int(self.named["seed"]) if self.named else None)
 
     @property
     def recorded(self) -> Mapping[str, Any]:
@@ -90,25 +86,23 @@ class Run:
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """The chosen options that a result depends on, by group; where about.json does not have
-        them, those that its settings and its folder's name tell.
+        """The chosen options that a result depends on, by group; without about.json, those of its
+        settings and its folder's name.
         """
-        told = self.about.get("choices")
-        if told:
-            return {group: option for group, option in told.items() if group not in _FREE}
+        recorded = self.about.get("choices")
+        if recorded:
+            return {group: option for group, option in recorded.items() if group not in _FREE}
         named = {group: self.named[group] for group in _NAMED if self.named}
         return self.recorded.get("options", {}) | named
 
     @property
     def capacities(self) -> list[str]:
-        """Names of the capacities, smallest first; without about.json, those that its summary and
-        rows speak of.
-        """
-        told = self.about.get("capacities")
-        keys = dict.fromkeys(key for row in [self.summary, *self.rows] for key in row)
+        """Names of the capacities, smallest first; without about.json, those with a score."""
         prefix = "test/acc/"
-        found = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
-        return list(told or (name for name in found if not name.endswith("_best")))
+        keys = dict.fromkeys(key for row in [self.summary, *self.rows] for key in row)
+        scored = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+        recorded = self.about.get("capacities")
+        return list(recorded or [name for name in scored if not name.endswith("_best")])
 
     @property
     def done(self) -> int:
@@ -118,24 +112,22 @@ class Run:
     @property
     def planned(self) -> int:
         """How many rounds it is to have."""
-        told = self.about.get("rounds") or self.summary.get("rounds") or self.done
-        return max(int(told), self.done)
+        recorded = self.about.get("rounds") or self.summary.get("rounds") or self.done
+        return max(int(recorded), self.done)
 
     @property
     def status(self) -> str:
-        """How it stands: finished, interrupted, failed, or running where it has not said how it
-        ended.
-        """
+        """finished, interrupted, failed, or running where no end is recorded."""
         return str(self.summary.get("status", "running"))
 
     @property
     def outcome(self) -> str:
-        """How it ended; one that has not said so may be running, or may have been killed."""
+        """How it ended; without a recorded end it may be running, or may have been killed."""
         return "no end recorded" if self.status == "running" else self.status
 
     def partition(self) -> dict[str, np.ndarray] | None:
-        """Return `counts` [clients shown, classes], `levels` [clients shown], and `clients`, how
-        many there are; None before round 1.
+        """Return `counts` [clients shown, classes], `levels` [clients shown] and `clients`, their
+        number; None before round 1.
         """
         path = self.folder / "partition.npz"
         return read_npz(path) if path.exists() else None
@@ -165,9 +157,8 @@ def find(paths: Iterable[Path | str]) -> list[Run]:
     for path in map(Path, paths):
         folders = sorted(_folders(path))
         if not folders:
-            why = "no such folder"
-            if path.is_dir():
-                why = "no run in it: no folder with about.json or metrics.jsonl"
+            empty = "no run in it: no folder with about.json or metrics.jsonl"
+            why = empty if path.is_dir() else "no such folder"
             raise DataError(
                 f"{path}: {why}; give the folders of runs, or one above them, as outputs/"
             )

@@ -23,9 +23,9 @@ from inco.config.naming import digest, plain
 from inco.config.validate import GROUPS, validate
 from inco.engine.workers import under_torchrun
 from inco.errors import ConfigError, InCoError
-from inco.run.front import Point, check
+from inco.run.front import Point, absent, check
 from inco.run.launch import follow_torchrun, lead
-from inco.run.signals import INTERRUPTED, PREEMPTED, Preempted, last_word
+from inco.run.signals import INTERRUPTED, PREEMPTED, exit_code, fix_exit_code
 
 Ledger = dict[Path, int]
 """The exit code of each job that ran in this process, by folder."""
@@ -43,26 +43,15 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str], ledger:
         print(message(error), file=sys.stderr)
         return error.exit_code
     points, sweep = checked or ([], False)
-    absent = _absent(points)
+    made = {path for point in points for path in absent(point.folder)}
     try:
         main()
     finally:
         codes = _sweep_end(points, ledger) if sweep else list(ledger.values())
-        for place in absent:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
             with suppress(OSError):  # it holds something
-                place.rmdir()
+                path.rmdir()
     return max(codes, default=0)
-
-
-def _absent(points: Sequence[Point]) -> list[Path]:
-    """Return the folders that the runs are about to make, those inside others first."""
-    folders = {
-        place
-        for point in points
-        for place in (point.folder.absolute(), *point.folder.absolute().parents)
-        if not place.exists()
-    }
-    return sorted(folders, key=lambda place: len(place.parts), reverse=True)
 
 
 def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
@@ -84,23 +73,15 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
         summary = lead(settings, folder, _facts(cfg, settings, hydra, command))
     except InCoError as error:
         alone = hydra.mode == RunMode.RUN
-        so = "; nothing has been run" if alone else "; this run has not started"
-        print(message(error, so), file=sys.stderr, flush=True)
+        consequence = "nothing has been run" if alone else "this run has not started"
+        print(message(error, consequence), file=sys.stderr, flush=True)
         ledger[folder] = error.exit_code
     except KeyboardInterrupt as error:
-        how, code = (
-            (str(error), PREEMPTED)
-            if isinstance(error, Preempted)
-            else ("interrupted", INTERRUPTED)
-        )
-        last_word(code)
-        print(
-            f"\n{how}; every checkpointed round is kept. Go on with: {command}",
-            file=sys.stderr,
-            flush=True,
-        )
-        ledger[folder] = code
-        sys.exit(code)
+        ledger[folder] = exit_code(error)
+        fix_exit_code(ledger[folder])
+        kept = f"{str(error) or 'interrupted'}; every checkpointed round is kept"
+        print(f"\n{kept}. Go on with: {command}", file=sys.stderr, flush=True)
+        sys.exit(ledger[folder])
     except Exception:
         traceback.print_exc()
         ledger[folder] = 1
@@ -111,143 +92,104 @@ def run_job(cfg: DictConfig, ledger: Ledger) -> float | None:
     return None
 
 
+def message(error: InCoError, consequence: str = "nothing has been run") -> str:
+    """Return what a user is shown of an error."""
+    if isinstance(error, ConfigError):
+        count = len(error.problems)
+        head = "1 problem" if count == 1 else f"{count} problems"
+        lines = (f"  {problem}" for problem in error.problems)
+        return "\n".join([f"{head} in the settings; {consequence}:", *lines])
+    return str(error)
+
+
 def _command(hydra: Any) -> str:
     """Return what to type to go on with this job alone."""
+    given = sys.argv[1:]
     if hydra.mode == RunMode.MULTIRUN:
-        given = list(hydra.overrides.task)
-        own = [
-            source.path
-            for source in hydra.runtime.config_sources
-            if source.provider == "command-line"
-        ]
-        config_dir = [word for path in own for word in ("--config-dir", path)]
-    else:
-        given = sys.argv[1:]
-        config_dir = []
-    return shlex.join(
-        ["python", "run.py", *config_dir, *(o for o in given if not o.startswith("fresh="))]
-    )
+        sources = hydra.runtime.config_sources
+        folders = [source.path for source in sources if source.provider == "command-line"]
+        own = [argument for path in folders for argument in ("--config-dir", path)]
+        given = [*own, *hydra.overrides.task]
+    return shlex.join(["python", "run.py", *(o for o in given if not o.startswith("fresh="))])
 
 
 def _facts(cfg: DictConfig, settings: dict[str, Any], hydra: Any, command: str) -> dict[str, Any]:
-    chosen = {
-        group: str(hydra.runtime.choices[group])
-        for group in GROUPS
-        if group in hydra.runtime.choices
-    }
-    method = ", ".join(
-        f"{group}={chosen[group]}"
-        for group in ("split", "algorithm", "transform")
-        if group in chosen
-    )
-    tags = [
-        chosen[group]
-        for group in ("dataset", "model", "split", "algorithm", "transform")
-        if group in chosen
-    ]
+    choices = hydra.runtime.choices
+    chosen = {group: str(choices[group]) for group in GROUPS if group in choices}
+    method = [group for group in ("split", "algorithm", "transform") if group in chosen]
+    named = [group for group in ("dataset", "model", *method) if group in chosen]
     name = str(cfg.name)
-    group = name.replace(f"-s{settings['seed']}-", "-") if name.endswith(digest(settings)) else name
-    files = {
-        "config.yaml": OmegaConf.to_yaml(cfg),
-        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})),
-        "overrides.yaml": OmegaConf.to_yaml(hydra.overrides.task),
-    }
-    conf = next(
-        Path(source.path) for source in hydra.runtime.config_sources if source.provider == "main"
-    )
+    own_name = not name.endswith(digest(settings))
+    sources = hydra.runtime.config_sources
+    conf = next(Path(source.path) for source in sources if source.provider == "main")
     return {
         "name": name,
-        "group": group,
-        "tags": tags,
-        "method": method,
+        "group": name if own_name else name.replace(f"-s{settings['seed']}-", "-"),
+        "tags": [chosen[group] for group in named],
+        "method": ", ".join(f"{group}={chosen[group]}" for group in method),
         "command": command,
         "choices": chosen,
-        "experiment": str(hydra.runtime.choices.get("experiment") or "") or None,
+        "experiment": str(choices.get("experiment") or "") or None,
         "scale": settings["scale"],
         "difference": difference(settings, chosen, conf),
-        "files": files,
+        "files": {
+            "config.yaml": OmegaConf.to_yaml(cfg),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})),
+            "overrides.yaml": OmegaConf.to_yaml(hydra.overrides.task),
+        },
     }
 
 
 def _close(summary: dict[str, Any], folder: Path, command: str) -> None:
     from inco.run.console import closing, final_table
 
-    names = [key.removeprefix("params/") for key in summary if key.startswith("params/")]
-    final_table(
-        (
-            n,
-            summary[f"params/{n}"],
-            summary[f"flops/{n}"],
-            summary[f"test/acc/{n}"],
-            summary[f"test/acc/{n}_best"],
-        )
-        for n in names
-    )
+    final_table(summary)
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     if summary.get("already"):
-        accuracy = f"{summary['test/acc']:.2f} %" if summary["test/acc"] is not None else "unknown"
+        accuracy = summary["test/acc"]
+        shown = "unknown" if accuracy is None else f"{accuracy:.2f} %"
         print(
-            f"already finished: {summary['rounds']} rounds, accuracy {accuracy}; raise rounds to go"
+            f"already finished: {summary['rounds']} rounds, accuracy {shown}; raise rounds to go"
             " on, fresh=true to start over"
         )
     closing(folder, command)
 
 
-def message(error: InCoError, so: str = "; nothing has been run") -> str:
-    if isinstance(error, ConfigError):
-        count = len(error.problems)
-        head = "1 problem" if count == 1 else f"{count} problems"
-        return "\n".join([f"{head} in the settings{so}:", *(f"  {p}" for p in error.problems)])
-    return str(error)
-
-
 def _sweep_end(points: Sequence[Point], ledger: Ledger) -> list[int]:
-    """Print the table of a sweep, and return each job's exit code; of a job in another process,
-    what its summary says.
-    """
-    from inco.records.record import RunRecord
+    """Print the table of a sweep, and return each job's exit code."""
     from inco.run.console import sweep_table
 
-    rows = []
-    codes = []
-    for number, point in enumerate(points):
-        summary = RunRecord(point.folder).read_summary() if point.folder.is_dir() else None
-        finished = summary is not None and summary.get("status") == "finished"
-        code = ledger.get(
-            point.folder.absolute(), 0 if finished else (summary or {}).get("exit_code", 1)
-        )
-        status = (
-            "finished"
-            if code == 0
-            else (
-                "interrupted"
-                if code in (INTERRUPTED, PREEMPTED)
-                else "failed"
-                if summary or point.folder.absolute() in ledger
-                else "not run"
-            )
-        )
-        rows.append(
-            (
-                number,
-                shlex.join(point.overrides),
-                status,
-                summary.get("test/acc") if summary and finished else None,
-                point.folder,
-            )
-        )
-        codes.append(code)
-    sweep_table(rows)
-    _compare(points)
-    return codes
+    jobs = [(point, *_outcome(point.folder.absolute(), ledger)) for point in points]
+    sweep_table(
+        (number, shlex.join(point.overrides), status, accuracy, point.folder)
+        for number, (point, status, _, accuracy) in enumerate(jobs)
+    )
+    _compare([point.folder.absolute() for point in points])
+    return [code for _, _, code, _ in jobs]
 
 
-def _compare(points: Sequence[Point]) -> None:
+def _outcome(folder: Path, ledger: Ledger) -> tuple[str, int, float | None]:
+    """Return status, exit code and accuracy of a job; those in the summary, if it ran in another
+    process.
+    """
+    from inco.records.record import RunRecord
+
+    summary = (RunRecord(folder).read_summary() if folder.is_dir() else None) or {}
+    finished = summary.get("status") == "finished"
+    code = ledger.get(folder, 0 if finished else summary.get("exit_code", 1))
+    if code == 0:
+        status = "finished"
+    elif code in (INTERRUPTED, PREEMPTED):
+        status = "interrupted"
+    else:
+        status = "failed" if summary or folder in ledger else "not run"
+    return status, code, summary.get("test/acc") if finished else None
+
+
+def _compare(folders: Sequence[Path]) -> None:
     """Write the comparison of a sweep's runs beside them; the same sweep finds its place again."""
-    folders = [
-        point.folder.absolute() for point in points if (point.folder / "metrics.jsonl").exists()
-    ]
+    folders = [folder for folder in folders if (folder / "metrics.jsonl").exists()]
     if len(folders) < 2:
         return
     from inco.records.runs import find
@@ -255,16 +197,11 @@ def _compare(points: Sequence[Point]) -> None:
     from inco.run.console import short_path
 
     names = "\n".join(sorted(folder.name for folder in folders))
-    place = (
-        Path(os.path.commonpath([folder.parent for folder in folders]))
-        / "sweeps"
-        / hashlib.sha256(names.encode()).hexdigest()[:8]
-    )
+    home = Path(os.path.commonpath([folder.parent for folder in folders]))
+    place = home / "sweeps" / hashlib.sha256(names.encode()).hexdigest()[:8]
     try:
         write_comparison(find(folders), place, "Sweep")
         print(f"comparison  {short_path(place / 'comparison.html')}", flush=True)
     except Exception as error:  # the runs are there; nothing of them depends on it
-        print(
-            f"warning: the comparison could not be written: {type(error).__name__}: {error}",
-            file=sys.stderr,
-        )
+        why = f"{type(error).__name__}: {error}"
+        print(f"warning: the comparison could not be written: {why}", file=sys.stderr)

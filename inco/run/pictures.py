@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ from inco.records.arrays import write_npz
 if TYPE_CHECKING:
     from inco.assembly import Assembly
 
-PAIR = ("round", "tap", "model", "other", "cka")
-MOST_CLIENTS = 1000  # whose examples partition.npz counts, the first of the population
+_COLUMNS = ("round", "tap", "model", "other", "cka")
+_MOST_CLIENTS = 1000  # whose examples partition.npz counts, the first of the population
 
 
 def draw(run: Assembly, folder: Path, round: int) -> Iterator[tuple[str, Path]]:
@@ -23,23 +22,7 @@ def draw(run: Assembly, folder: Path, round: int) -> Iterator[tuple[str, Path]]:
     """
     partition = folder / "partition.png"
     if not partition.exists():
-        import numpy as np
-
-        from inco.data.picture import draw_partition
-
-        counts = run.partition.class_counts(
-            run.dataset.train.labels.numpy(), len(run.dataset.classes)
-        )
-        draw_partition(counts, run.dataset.classes, partition)
-        capacity = run.simulator.population.capacity
-        shown = counts[:MOST_CLIENTS].astype("int32")
-        levels = np.array(
-            [capacity.level(client, 1) for client in range(len(shown))], dtype="int32"
-        )
-        write_npz(
-            folder / "partition.npz",
-            {"counts": shown, "levels": levels, "clients": np.array(len(counts))},
-        )
+        _draw_partition(run, partition)
         yield "partition", partition
     arrays = run.simulator.diagnostics.arrays
     if "cka" in arrays:
@@ -54,23 +37,38 @@ def draw(run: Assembly, folder: Path, round: int) -> Iterator[tuple[str, Path]]:
         yield "gradients", folder / "gradients.png"
 
 
+def _draw_partition(run: Assembly, path: Path) -> None:
+    """Draw who holds what, and keep the numbers beside the picture."""
+    import numpy as np
+
+    from inco.data.picture import draw_partition
+
+    classes = run.dataset.classes
+    counts = run.partition.class_counts(run.dataset.train.labels.numpy(), len(classes))
+    draw_partition(counts, classes, path)
+    capacity = run.simulator.population.capacity
+    shown = counts[:_MOST_CLIENTS].astype("int32")
+    levels = np.array([capacity.level(client, 1) for client in range(len(shown))], dtype="int32")
+    named = {"counts": shown, "levels": levels, "clients": np.array(len(counts))}
+    write_npz(path.with_suffix(".npz"), named)
+
+
 def tables(run: Assembly, round: int) -> Iterator[tuple[str, tuple[str, ...], list[list[Any]]]]:
     """Return what is new after a round as tables: name, columns, rows.
 
     Of CKA, one row a pair of models and tap.
     """
     arrays = run.simulator.diagnostics.arrays.get("cka")
-    if arrays is not None:
-        names = [
-            f"{name} client {client}" if client >= 0 else str(name)
-            for client, name in zip(arrays["client"], arrays["name"], strict=True)
-        ]
-        rows = [
-            [round, key.removeprefix("cka/"), names[i], names[j], float(matrix[i, j])]
-            for key, matrix in arrays.items()
-            if key.startswith("cka/")
-            for i in range(len(names))
-            for j in range(i)
-            if math.isfinite(matrix[i, j])
-        ]
-        yield "cka/pairs", PAIR, rows
+    if arrays is None:
+        return
+    import numpy as np
+
+    models = zip(arrays["client"], arrays["name"], strict=True)
+    names = [f"{name} client {k}" if k >= 0 else str(name) for k, name in models]
+    rows: list[list[Any]] = []
+    for key, matrix in arrays.items():
+        if key.startswith("cka/"):
+            tap = key.removeprefix("cka/")
+            pairs = np.argwhere(np.tril(np.isfinite(matrix), -1))
+            rows += [[round, tap, names[i], names[j], float(matrix[i, j])] for i, j in pairs]
+    yield "cka/pairs", _COLUMNS, rows

@@ -8,14 +8,15 @@ slows it down.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
+from typing import Self
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from inco.callbacks import Callback
 from inco.spans import Times, timed
 
 # else the recorder complains of GPUs that are not there
@@ -26,15 +27,14 @@ _ROWS = 15
 
 
 class _Operations(Times):
-    """Records the operations of so many local steps, from now on."""
+    """Records the operations of the next local steps."""
 
-    def __init__(self, device: torch.device, steps: int) -> None:
+    def __init__(self, cuda: bool) -> None:
         super().__init__()
-        self.left = steps
-        self.cuda = device.type == "cuda"
-        self._recorder = profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
-        )
+        self.left = _STEPS
+        self._sort_by = "self_device_time_total" if cuda else "self_cpu_time_total"
+        gpu = [ProfilerActivity.CUDA] if cuda else []
+        self._recorder = profile(activities=[ProfilerActivity.CPU, *gpu])
         self._recorder.start()
 
     def add(self, name: str, seconds: float) -> None:
@@ -43,92 +43,70 @@ class _Operations(Times):
             if not self.left:
                 self._recorder.stop()
 
-    def table(self) -> str:
-        """Stop, and return the longest operations."""
+    def stop(self) -> None:
         if self.left:
             self._recorder.stop()
-        by = "self_device_time_total" if self.cuda else "self_cpu_time_total"
-        return self._recorder.key_averages().table(
-            sort_by=by, row_limit=_ROWS, max_name_column_width=50
+
+    def table(self) -> str:
+        averages = self._recorder.key_averages()
+        table = averages.table(self._sort_by, row_limit=_ROWS, max_name_column_width=50)
+        return (
+            f"\nOperations of the next round's first {_STEPS - self.left} local steps; recording"
+            f" slows them down.\n{table}\n"
         )
 
 
-class RoundProfile:
-    """Follows the rounds of one worker of a session; `report` is the text so far."""
+class RoundProfile(Callback):
+    """Profiles the rounds of one worker's session, and writes the report so far to `path`.
 
-    def __init__(self, device: torch.device, rank: int, world: int) -> None:
-        self.device = device
-        self.report = f"worker {rank} of {world}, {device}\n"
+    Nothing is reported of a round that is not over.
+    """
+
+    def __init__(self, path: Path, device: torch.device, rank: int, world: int) -> None:
+        self.path = path
+        self._cuda = device.type == "cuda"
+        self._report = f"worker {rank} of {world}, {device}\n"
         self._rounds = 0
         self._began = 0.0
         self._watch = ExitStack()
+        self._times = Times(torch.cuda.synchronize if self._cuda else lambda: None)
+        self._operations: _Operations
 
-    def finished(self) -> None:
-        """Take note that a round is over, and get ready for the next."""
+    def __enter__(self) -> Self:
+        self.path.unlink(missing_ok=True)  # of a former session
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.close()
+
+    def on_round(self, state: object, metrics: object) -> None:
         self._watch.close()
         self._rounds += 1
         if self._rounds == 1:
             self._began = perf_counter()
-            times = self._watch.enter_context(
-                timed(Times(torch.cuda.synchronize if self.device.type == "cuda" else lambda: None))
-            )
-            self._watch.callback(self._tell_stretches, times)
+            self._watch.enter_context(timed(self._times))
         elif self._rounds == 2:
-            operations = _Operations(self.device, _STEPS)
-            self._watch.enter_context(timed(operations))
-            self._watch.callback(self._tell_operations, operations)
+            self._add(_table(self._times, perf_counter() - self._began))
+            self._operations = _Operations(self._cuda)
+            self._watch.callback(self._operations.stop)
+            self._watch.enter_context(timed(self._operations))
+        elif self._rounds == 3:
+            self._add(self._operations.table())
 
-    def close(self) -> None:
-        """Stop watching; nothing is told of a round that is not over."""
-        self._rounds = -1
-        self._watch.close()
-
-    def _tell_stretches(self, times: Times) -> None:
-        whole = perf_counter() - self._began
-        if self._rounds > 0:
-            self.report += _table(times, whole)
-
-    def _tell_operations(self, operations: _Operations) -> None:
-        table = operations.table()
-        steps = _STEPS - operations.left
-        if self._rounds > 0:
-            self.report += (
-                f"\nOperations of the next round's first {steps} local steps; recording slows them"
-                f" down.\n{table}\n"
-            )
+    def _add(self, text: str) -> None:
+        self._report += text
+        self.path.write_text(self._report)
 
 
 def _table(times: Times, whole: float) -> str:
     rows = sorted(times.seconds.items(), key=lambda row: -row[1])
     rows.append(("elsewhere", whole - sum(times.seconds.values())))
-    lines = [f"{'stretch':<44} {'times':>7} {'seconds':>10} {'share':>7}"]
-    lines += [
-        f"{name:<44} {times.calls.get(name, 1):>7,} {seconds:>10.4f} {100 * seconds / whole:>6.1f}%"
-        for name, seconds in rows
+    lines = [
+        f"\nOne round, {whole:.4f} s; local steps are those of this worker's clients.",
+        f"{'stretch':<44} {'times':>7} {'seconds':>10} {'share':>7}",
     ]
-    return "\n".join(
-        [f"\nOne round, {whole:.4f} s; local steps are those of this worker's clients.", *lines, ""]
-    )
-
-
-@contextmanager
-def profiled(
-    path: Path, device: torch.device, rank: int, world: int
-) -> Iterator[Callable[[], None]]:
-    """Profile the rounds of a session, and keep the report in `path`.
-
-    What is yielded is to be called after each round.
-    """
-    watching = RoundProfile(device, rank, world)
-    path.unlink(missing_ok=True)  # of a former session
-
-    def finished() -> None:
-        before = watching.report
-        watching.finished()
-        if watching.report != before:
-            path.write_text(watching.report)
-
-    try:
-        yield finished
-    finally:
-        watching.close()
+    for name, seconds in rows:
+        count = times.calls.get(name, 1)
+        share = 100 * seconds / whole
+        lines.append(f"{name:<44} {count:>7,} {seconds:>10.4f} {share:>6.1f}%")
+    return "\n".join([*lines, ""])

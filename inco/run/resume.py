@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,36 +13,22 @@ from inco.records.names import flat
 from inco.records.record import RunRecord, plain
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from inco.assembly import Assembly
     from inco.engine.ranks import Ranks
     from inco.records.checkpoint import State
     from inco.types import ServerState
 
-OURS = (
-    "metrics.jsonl",
-    "about.json",
-    "summary.json",
-    "checkpoint",
-    "report.html",
-    "partition.png",
-    "partition.npz",
-    "profile.txt",
-    "wandb_id",
-    "clients",
-    "cka",
-    "cka.png",
-    "gradients",
-    "gradients.png",
-    "features.npz",
-    "features.png",
-    "landscape.npz",
-    "landscape.png",
-)
+# what a run leaves in its folder, beside its log and .hydra/
+_FILES = ("metrics.jsonl", "about.json", "summary.json", "report.html", "profile.txt", "wandb_id")
+_FOLDERS = ("checkpoint", "clients", "cka", "gradients")
+_PICTURES = ("partition", "cka", "gradients", "features", "landscape")  # .png, of most a .npz
 
 
 def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Say where clients' own vectors are kept: in the run's folder, or in one of its name where the
-    user wants them.
+    """Return the settings with the folder of clients' own vectors: in the run's folder, or in one
+    of its name where the user wants them.
     """
     chosen = settings["engine"]["state_dir"]
     place = Path(chosen).absolute() / folder.name if chosen else folder / "clients"
@@ -54,20 +40,19 @@ def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
     Raises ConfigError where the folder holds a run with other settings.
     """
-    done = None if settings["fresh"] else RunRecord(folder).read_summary()
-    if done is None:
+    summary = None if settings["fresh"] else RunRecord(folder).read_summary()
+    if summary is None:
         return None
-    if not (
-        isinstance(done.get("settings"), Mapping)
-        and isinstance(done.get("rounds"), int)
-        and "status" in done
-    ):
+    recorded = summary.get("settings")
+    rounds = summary.get("rounds")
+    if not (isinstance(recorded, Mapping) and isinstance(rounds, int) and "status" in summary):
         raise StorageError(
             f"{folder / 'summary.json'} is not what a run leaves; delete it, then give the same"
             " command to resume"
         )
-    same_run(done["settings"], settings, folder)
-    return done if done["status"] == "finished" and done["rounds"] >= settings["rounds"] else None
+    same_run(recorded, settings, folder)
+    finished = summary["status"] == "finished" and rounds >= settings["rounds"]
+    return summary if finished else None
 
 
 def begin(
@@ -86,25 +71,35 @@ def begin(
                 f"{' and '.join(differ)}: not what this run began with, though its name is the"
                 " same; use fresh=true or another name"
             )
-        state.round = saved.round
-        vectors = saved.tensors
-        run.split.params.pack({n: vectors[f"model/{n}"] for n in run.split.params.entries}, state.w)
-        run.split.buffers.pack(
-            {n: vectors[f"model/{n}"] for n in run.split.buffers.entries}, state.b
-        )
-        past = range(1, state.round + 1) if run.simulator.algorithm.stateful else ()
-        for number in past:  # which file is a client's last follows from the cohorts alone
-            run.trainer.store.advance(number, run.simulator.population.cohort(number))
-        for part in ("algorithm", "optimizer", "split"):
-            own = getattr(state, part)
-            # those are made anew each round
-            saved_names = [name for name in own if name not in run.simulator.algorithm.planned]
-            own.update({name: vectors[f"{part}/{name}"].to(ranks.device) for name in saved_names})
+        _unpack(run, saved, state)
     return state
 
 
+def _unpack(run: Assembly, saved: State, state: ServerState) -> None:
+    state.round = saved.round
+    for layout, vector in ((run.split.params, state.w), (run.split.buffers, state.b)):
+        layout.pack({name: saved.tensors[f"model/{name}"] for name in layout.entries}, vector)
+    if run.simulator.algorithm.stateful:
+        # which file is a client's last follows from the cohorts alone
+        for number in range(1, state.round + 1):
+            run.trainer.store.advance(number, run.simulator.population.cohort(number))
+    for name, own, key in _kept(run, state):
+        own[key] = saved.tensors[name].to(state.w.device)
+
+
+def _kept(run: Assembly, state: ServerState) -> Iterator[tuple[str, dict[str, Tensor], str]]:
+    """Yield what a state has beside its model, but for what is made anew each round: the name in a
+    checkpoint, and where it is.
+    """
+    for part in ("algorithm", "optimizer", "split"):
+        own = getattr(state, part)
+        for key in own:
+            if key not in run.simulator.algorithm.planned:
+                yield f"{part}/{key}", own, key
+
+
 def content(run: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells the run's data apart, whatever the names of files: images, who holds them,
+    """Return what identifies the run's data, whatever the names of files: images, who holds them,
     who holds which level.
     """
     capacity = run.simulator.population.capacity
@@ -117,18 +112,12 @@ def content(run: Assembly, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack(run: Assembly, state: ServerState, settings: Mapping[str, Any], wall_s: float) -> State:
-    """Name every tensor, so that a checkpoint can be read without this package."""
+    """Return what a checkpoint holds: every tensor by name, readable without this package."""
     from inco.records.checkpoint import State
 
     named = run.split.params.views(state.w) | run.split.buffers.views(state.b)
-    tensors = {f"model/{name}": t.cpu() for name, t in named.items()}
-    for part in ("algorithm", "optimizer", "split"):
-        kept = {
-            n: t
-            for n, t in getattr(state, part).items()
-            if n not in run.simulator.algorithm.planned
-        }
-        tensors |= {f"{part}/{name}": t.cpu() for name, t in kept.items()}
+    tensors = {f"model/{name}": tensor.cpu() for name, tensor in named.items()}
+    tensors |= {name: own[key].cpu() for name, own, key in _kept(run, state)}
     meta = {"settings": identity(settings), "content": content(run, settings), "wall_s": wall_s}
     return State(state.round, tensors, plain(meta))
 
@@ -140,26 +129,20 @@ def same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], folder: Path
     ours = flat(plain(identity(settings)))
     differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
     if differ:
-        lines = [
+        lines = (
             f"{key}: this folder's run has {theirs.get(key)}, this command {ours.get(key)}"
             for key in differ
-        ]
-        raise ConfigError(
-            [
-                (
-                    f"{folder} holds a run with other settings; use fresh=true to start over, or"
-                    " another folder"
-                ),
-                *lines,
-            ]
         )
+        fix = "use fresh=true to start over, or another folder"
+        raise ConfigError([f"{folder} holds a run with other settings; {fix}", *lines])
 
 
 def wipe(folder: Path, state_dir: Path) -> None:
     """Remove what a former run has recorded here, and the clients' vectors in its own `state_dir`,
     and nothing else.
     """
-    for path in [*(folder / name for name in OURS), state_dir]:
+    pictures = [f"{name}.{kind}" for name in _PICTURES for kind in ("png", "npz")]
+    for path in [*(folder / name for name in (*_FILES, *_FOLDERS, *pictures)), state_dir]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

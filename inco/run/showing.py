@@ -14,7 +14,7 @@ from inco.run.pictures import draw, tables
 
 if TYPE_CHECKING:
     from inco.assembly import Assembly
-    from inco.tracker import RunInfo, Tracker
+    from inco.tracker import Tracker
     from inco.types import Metrics
 
 # between two refreshes of the report, and the share of a run's time that they may take
@@ -23,7 +23,7 @@ _SHARE = 0.02
 
 
 class Showing:
-    """`warn`: takes one line where something could not be shown; each is said once."""
+    """`warn`: takes one line where something could not be shown."""
 
     def __init__(self, tracker: Tracker, folder: Path, warn: Callable[[str], None]) -> None:
         self.tracker = tracker
@@ -31,13 +31,9 @@ class Showing:
         self.warn = warn
         self._due = 0.0
 
-    def open(self, info: RunInfo) -> str | None:
-        """Open the tracker; may return one line for the user."""
-        return self.tracker.start(info)
-
     def round(self, run: Assembly, metrics: Metrics, round: int) -> None:
-        """Show a round: its numbers, what diagnostics have found, and the report, if it has not
-        been written for a while.
+        """Show a round: its numbers, the pictures and tables of diagnostics, and the report, if it
+        is due.
         """
         self.tracker.log(metrics, round)
         self._try("pictures", lambda: self._pictures(run, round))
@@ -48,13 +44,11 @@ class Showing:
             self._due = began + max(_PAUSE_S, spent / _SHARE)
 
     def close(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Write the last report, and close the tracker.
-
-        The summary stands in the folder already.
-        """
+        """Write the last report, of the summary in the folder, and close the tracker."""
         self._report(live=False)
-        if self.tracker.report and (self.folder / "report.html").exists():
-            self.tracker.file(self.folder / "report.html")
+        report = self.folder / "report.html"
+        if self.tracker.report and report.exists():
+            self.tracker.file(report)
         self.tracker.finish(summary, exit_code)
         for line in self.tracker.warnings:
             self.warn(line)
@@ -74,7 +68,5 @@ class Showing:
         try:
             work()
         except Exception as error:
-            self.warn(
-                f"{what} could not be made: {type(error).__name__}: {error}; the numbers are"
-                " complete"
-            )
+            why = f"{type(error).__name__}: {error}"
+            self.warn(f"{what} could not be made: {why}; the numbers are complete")

@@ -16,26 +16,23 @@ if TYPE_CHECKING:
     from inco.engine.ranks import Ranks
     from inco.types import ServerState
 
+_GIVEN = ("name", "group", "tags", "choices", "experiment", "scale", "command", "difference")
+
 
 def header(
     run: Assembly, ranks: Ranks, settings: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a user is told of a run before it starts."""
+    """Return what a user sees of a run before it starts."""
     population = run.simulator.population
     held = run.partition.sizes
-    models = ", ".join(
-        f"{run.split.names[level]} ({cost.params:,})" for level, cost in run.costs.items()
-    )
+    train = f"{len(run.dataset.train.labels):,} training"
+    test = f"{len(run.dataset.test.labels):,} test images"
+    clients = f"{population.num_clients:,}, {population.cohort_size} a round"
+    models = (f"{run.split.names[k]} ({cost.params:,})" for k, cost in run.costs.items())
     return {
-        "dataset": (
-            f"{run.dataset.name}: {len(run.dataset.train.labels):,} training,"
-            f" {len(run.dataset.test.labels):,} test images"
-        ),
-        "clients": (
-            f"{population.num_clients:,}, {population.cohort_size} a round; {held.min()} to"
-            f" {held.max()} examples each"
-        ),
-        "models": f"{models} parameters",
+        "dataset": f"{run.dataset.name}: {train}, {test}",
+        "clients": f"{clients}; {held.min()} to {held.max()} examples each",
+        "models": f"{', '.join(models)} parameters",
         "method": facts["method"],
         "rounds": settings["rounds"],
         "workers": f"{ranks.world} on {ranks.device.type}",
@@ -44,29 +41,14 @@ def header(
 
 def about(run: Assembly, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a run from its start on: what about.json holds."""
+    groups = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     return {
-        **{
-            key: facts[key]
-            for key in (
-                "name",
-                "group",
-                "tags",
-                "choices",
-                "experiment",
-                "scale",
-                "command",
-                "difference",
-            )
-        },
+        **{key: facts[key] for key in _GIVEN},
         "seed": settings["seed"],
         "digest": digest(settings),
         "rounds": settings["rounds"],
         "settings": identity(settings),
-        "targets": {
-            group: node["_target_"]
-            for group, node in settings.items()
-            if isinstance(node, Mapping) and "_target_" in node
-        },
+        "targets": {key: node["_target_"] for key, node in groups.items() if "_target_" in node},
         "capacities": [run.split.names[level] for level in sorted(run.costs)],
         "classes": list(run.dataset.classes),
         **sizes(run),
@@ -74,16 +56,29 @@ def about(run: Assembly, settings: Mapping[str, Any], facts: Mapping[str, Any]) 
     }
 
 
+def measures(run: Assembly, ranks: Ranks, state: ServerState) -> dict[str, Any]:
+    """Return what is measured at the end of a run. Every rank must call `peak_memory` then."""
+    return {
+        "peak_rss_bytes": peak_memory(ranks),
+        "weights_sha256": sha256(state),
+        "dataset_sha256": run.dataset.digest,
+        "partition_sha256": run.partition.digest,
+        **sizes(run),
+        "workers": ranks.world,
+        "device": str(ranks.device.type),
+    }
+
+
 def scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last and the best scores of a run's rows, and the round of the best accuracy."""
     scored = [row for row in rows if row.get("test/acc") is not None]
     if not scored:
         return {"test/acc": None, "test/acc_best": None, "round_best": None}
     # the first of equals: a later round that is no better does not count as the best
     best = max(scored, key=lambda row: row["test/acc"])
     last = {key: value for key, value in scored[-1].items() if key.startswith("test/")}
-    tops = {
-        f"{key}_best": max(row[key] for row in scored) for key in last if key.startswith("test/acc")
-    }
+    accuracies = [key for key in last if key.startswith("test/acc")]
+    tops = {f"{key}_best": max(row[key] for row in scored) for key in accuracies}
     return last | tops | {"round_best": best["round"]}
 
 
@@ -101,9 +96,8 @@ def sizes(run: Assembly) -> dict[str, float]:
     held = run.simulator.population.capacity.sizes()
     clients = sum(held.values())
     for what in ("params", "flops", "down_bytes", "up_bytes"):
-        found[f"mean_{what}"] = (
-            sum(n * getattr(run.costs[level], what) for level, n in held.items()) / clients
-        )
+        total = sum(n * getattr(run.costs[level], what) for level, n in held.items())
+        found[f"mean_{what}"] = total / clients
     return found
 
 
@@ -114,6 +108,7 @@ def peak_memory(ranks: Ranks) -> int:
 
 
 def sha256(state: ServerState) -> str:
+    """Return the hash of the server's parameters and buffers."""
     hasher = hashlib.sha256()
     for vector in (state.w, state.b):
         hasher.update(vector.cpu().numpy().tobytes())
@@ -124,8 +119,5 @@ def origin() -> dict[str, Any]:
     """Return what a result depends on beside settings and data: versions, the machine, and the
     commit of this code, if it has one.
     """
-    return {
-        "versions": machine.versions(),
-        "machine": machine.describe(),
-        "git": machine.commit() or None,
-    }
+    git = machine.commit() or None
+    return {"versions": machine.versions(), "machine": machine.describe(), "git": git}

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from inco.errors import StorageError
-from inco.records.record import RunLock, RunRecord, atomic_write, setup_log
+from inco.records.log import setup_log
+from inco.records.record import RunLock, RunRecord, atomic_write
 
 
 def row(round_, **more):
@@ -32,7 +33,7 @@ def test_rows_keep_their_key_order_and_are_on_disk_at_once(tmp_path):
     record.append({"round": 1, "b": 2, "a": 1})
     assert (tmp_path / "run/metrics.jsonl").read_text() == '{"round": 1, "b": 2, "a": 1}\n'
     assert (
-        record.count == 1
+        len(record.rows()) == 1
         and record.last_round == 1
         and RunRecord(tmp_path / "run").rows() == [{"round": 1, "b": 2, "a": 1}]
     )
@@ -66,7 +67,9 @@ def test_rewind_keeps_bytes_and_drops_the_rest(tmp_path):
         record.append(row(round_))
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     record.rewind(3)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(lines[:3]) and record.count == 3
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(lines[:3]) and len(
+        record.rows()
+    ) == 3
     record.append(row(4))
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(lines[:4])
     record.rewind(0)
@@ -80,7 +83,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
         file.write(torn)
     record = RunRecord(tmp_path)
     # reading changes nothing
-    assert record.count == 1 and (tmp_path / "metrics.jsonl").read_bytes().endswith(torn)
+    assert len(record.rows()) == 1 and (tmp_path / "metrics.jsonl").read_bytes().endswith(torn)
     record.append(row(2))
     assert [kept["round"] for kept in RunRecord(tmp_path).rows()] == [1, 2]
 
@@ -112,11 +115,11 @@ def test_a_write_that_fails_halfway_is_an_error_and_leaves_no_half_line(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (
         caught.value.exit_code == 74
-        and record.count == 1
+        and len(record.rows()) == 1
         and (tmp_path / "metrics.jsonl").read_bytes() == before
     )
     record.append(row(2))
-    assert record.count == 2 and len(RunRecord(tmp_path).rows()) == 2
+    assert len(record.rows()) == 2 and len(RunRecord(tmp_path).rows()) == 2
 
 
 def test_summary_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

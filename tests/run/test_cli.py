@@ -202,8 +202,8 @@ def test_workers_resume_and_wandb_leave_every_bit(type_command, tmp_path: Path) 
         "resumed": [("rounds=3", "engine.workers=2"), ("rounds=6", "engine.workers=1")],
     }
     found = {}
-    for name, sittings in ways.items():
-        for arguments in sittings:
+    for name, sessions in ways.items():
+        for arguments in sessions:
             done = type_command(*TINY, *arguments, f"hydra.run.dir={name}")
             assert done.returncode == 0, done.stderr
         found[name] = (

@@ -33,9 +33,8 @@ def test_plain_output_is_one_line_a_round_with_eta(clock):
     with Progress(12, 2, out) as bar:
         for round_, took in ((3, 10), (4, 10), (5, 100)):
             clock[0] += took
-            bar.round(
-                {"round": round_, "train/loss": 0.5} | ({"test/acc": 61.234} if round_ == 4 else {})
-            )
+            row = {"round": round_, "train/loss": 0.5}
+            bar.on_round(None, row | ({"test/acc": 61.234} if round_ == 4 else {}))
         assert bar.eta_s() == 70  # the median of 10, 10 and 100 s, seven times
     lines = shown(out).splitlines()[:3]
     assert [line.split()[1] for line in lines] == ["3/12", "4/12", "5/12"]
@@ -51,13 +50,9 @@ def test_terminal_output_has_a_line_for_each_evaluated_round():
     out = console(terminal=True)
     with Progress(4, 0, out) as bar:
         for round_ in range(1, 5):
-            bar.round(
-                {
-                    "round": round_,
-                    "train/loss": float("nan"),
-                    "test/acc": 10.0 * round_ if round_ % 2 == 0 else None,
-                }
-            )
+            accuracy = 10.0 * round_ if round_ % 2 == 0 else None
+            row = {"round": round_, "train/loss": float("nan"), "test/acc": accuracy}
+            bar.on_round(None, row)
     assert shown(out).count(
         "accuracy"
     ) == 2 and "round 4/4  accuracy  40.00%  loss     nan" in shown(out)
@@ -69,19 +64,23 @@ def test_header_tables_and_closing_lines(tmp_path, monkeypatch):
     announce(
         {
             "dataset": "digits [red]",
-            "split": {"w1/4": 12_300, "w1": 1_200_000},
-            "folder": tmp_path / "outputs/a",
+            "models": "w1/4 (12,300), w1 (1,200,000) parameters",
+            "folder": display.short_path(tmp_path / "outputs/a"),
         },
         out,
     )
-    final_table([("w1/4", 12_300, 4.2e6, 80.0, 81.5), ("w1", 1_200_000, 3.1e9, 90.0, None)], out)
-    rows = [(0, "algorithm=fedavg,model.blocks=[1,2]", "finished", 85.0, tmp_path / "outputs/s/a")]
+    sizes = {"params/w1/4": 12_300, "params/w1": 1_200_000, "flops/w1/4": 4.2e6, "flops/w1": 3.1e9}
+    last = {"test/acc/w1/4": 80.0, "test/acc/w1": 90.0}
+    final_table(sizes | last | {"test/acc/w1/4_best": 81.5, "test/acc/w1_best": None}, out)
+    rows = [(0, "algorithm=fedavg model.blocks=[1,2]", "finished", 85.0, tmp_path / "outputs/s/a")]
     sweep_table([*rows, (1, "algorithm=moon", "failed", None, tmp_path / "outputs/s/b")], out)
     closing(tmp_path / "outputs/a", "python run.py rounds=10 " + "x=1 " * 30, out)
     text = shown(out)
     parts = (
         "digits [red]",
-        "w1/4 12.3k, w1 1.2M",
+        "w1/4 (12,300), w1 (1,200,000) parameters",
+        "12.3k",
+        "1.2M",
         "outputs/a",
         "85.00%",
         "Sweep in outputs/s",
@@ -97,7 +96,9 @@ def test_header_tables_and_closing_lines(tmp_path, monkeypatch):
 
 def test_sweep_without_a_common_folder_says_each():
     out = console(120)
-    sweep_table([(0, "a=1", "finished", 1.0, "x/a"), (1, "a=2", "finished", 1.0, "y/b")], out)
+    sweep_table(
+        [(0, "a=1", "finished", 1.0, Path("x/a")), (1, "a=2", "finished", 1.0, Path("y/b"))], out
+    )
     assert "x/a" in shown(out) and "y/b" in shown(out)
 
 

@@ -249,7 +249,7 @@ def test_two_runs_cannot_write_one_folder(type_command, tmp_path: Path) -> None:
 def test_a_signal_while_python_shuts_down_changes_no_exit_code(tmp_path: Path) -> None:
     """Batch systems send SIGTERM again and again; the code that says "start me again" stands."""
     program = (
-        "import signal; from inco.run.signals import last_word; last_word(75);"
+        "import signal; from inco.run.signals import fix_exit_code; fix_exit_code(75);"
         " signal.raise_signal(signal.SIGTERM)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -135,7 +135,7 @@ def test_kill_on_two_workers_and_going_on_with_one_leave_every_bit(
 
 
 def compare(folder: Path, algorithm: str, rounds: int) -> None:
-    """A finished run's record against a run of one sitting, on one worker: this process, which
+    """A finished run's record against a run of one session, on one worker: this process, which
     keeps clients' vectors elsewhere.
     """
     from inco.records.record import plain

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import ROOT, TINY
 
-from inco.run.profile import RoundProfile, profiled
+from inco.run.profile import RoundProfile
 from inco.spans import Times, span, timed
 
 SMALL = [word for word in TINY if word != "debug=tiny"] + [
@@ -74,20 +74,17 @@ def test_one_round_is_too_few_and_says_so(tmp_path: Path) -> None:
 
 def test_nothing_is_told_of_a_round_that_is_not_over(tmp_path: Path) -> None:
     """A run that ends by an error in its second or third round leaves what was known before."""
-    (tmp_path / "p.txt").write_text("of a former sitting")
-    with (
-        pytest.raises(KeyError),
-        profiled(tmp_path / "p.txt", torch.device("cpu"), 0, 1) as finished,
-    ):
-        finished()
+    path = tmp_path / "p.txt"
+    path.write_text("of a former session")
+    with pytest.raises(KeyError), RoundProfile(path, torch.device("cpu"), 0, 1) as profile:
+        profile.on_round(None, {})
         raise KeyError
-    assert not (tmp_path / "p.txt").exists()
-    watching = RoundProfile(torch.device("cpu"), 0, 1)
-    watching.finished()
-    watching.finished()
-    before = watching.report
-    watching.close()
-    assert "One round" in before and watching.report == before
+    assert not path.exists()
+    with RoundProfile(path, torch.device("cpu"), 0, 1) as profile:
+        profile.on_round(None, {})
+        profile.on_round(None, {})
+        before = path.read_text()
+    assert "One round" in before and path.read_text() == before
 
 
 def test_stretches_count_only_while_somebody_times_them() -> None:
