@@ -11,9 +11,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from inco.assembly import problems as problems_of
 from inco.config.naming import plain, register
 from inco.errors import ConfigError
+from inco.parts import problems as problems_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

@@ -20,6 +20,7 @@ ROWS = (
     ("inco.paper", "inco.plan", "inco.doctor"),
     ("inco.run",),
     ("inco.assembly",),
+    ("inco.parts",),
     ("inco.simulator", "inco.config"),
     ("inco.engine", "inco.report", "inco.tracker"),
     ("inco.evaluation", "inco.records"),
@@ -204,12 +205,12 @@ def test_the_command_line_starts_without_torch(module: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes(path: Path) -> None:
-    """At most 450 lines a file and 80 a function."""
+    """At most 400 lines a file and 75 a function."""
     text = path.read_text()
-    assert len(text.splitlines()) <= 450
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno is not None and node.end_lineno - node.lineno < 80, (
+            assert node.end_lineno is not None and node.end_lineno - node.lineno < 75, (
                 f"{path}:{node.lineno} {node.name}"
             )
 

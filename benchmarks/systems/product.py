@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.events import Mover, Reporter
 from inco.callbacks import Callback
 from inco.run.launch import local_ranks
-from inco.run.resume import begin, placed
+from inco.run.resume import begin, with_state_dir
 from inco.run.summary import peak_memory
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
         "local": settings["local"] | {"precision": options.get("precision", "fp32")},
     }
     with tempfile.TemporaryDirectory(prefix="inco-benchmark-") as folder:
-        settings = placed(settings, Path(folder))
+        settings = with_state_dir(settings, Path(folder))
         with local_ranks(settings) as ranks:
             from inco.assembly import assemble
 

@@ -39,7 +39,7 @@ class Algorithm:
     downloads: tuple[str, ...] = ()
     """Vectors of the server that clients read, and receive with the model."""
 
-    planned: tuple[str, ...] = ()
+    free_downloads: tuple[str, ...] = ()
     """Server vectors given to simulated clients that a real system would apply at the server, after
     the upload; so they are not counted as traffic.
     """

@@ -27,7 +27,7 @@ class FedNova(Algorithm):
     tau_eff is a mean of the a_i. Buffers are averaged as in FedAvg.
     """
 
-    planned = ("tau_eff",)
+    free_downloads = ("tau_eff",)
 
     @checked("algorithm")
     def __init__(

@@ -32,7 +32,7 @@ class ModelPool:
         self._local = local
         self.device = torch.device(device)
         # parameters and gradients of whichever level is at work
-        # (each starts on a multiple of 256 bytes, as kernels that read four numbers at once want it)
+        # (each starts on a multiple of 256 bytes, for kernels that read four numbers at once)
         self._memory = torch.zeros(2, -(-largest // 64) * 64, device=device)
         self._models: dict[int, PooledModel] = {}
         self._frozen: dict[tuple[int, str], BoundModel] = {}

@@ -192,7 +192,7 @@ class Trainer:
     def _start(
         self, task: ClientTask, sub: SubModel, bound: BoundModel, server: Mapping[str, Tensor]
     ) -> LocalRun:
-        names = (*self.algorithm.downloads, *self.algorithm.planned)
+        names = (*self.algorithm.downloads, *self.algorithm.free_downloads)
         mine = {name: sub.params.gather(server[name], torch.empty_like(bound.w)) for name in names}
         run = LocalRun(
             task,

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from inco.config.help import settings_help
+from inco.config.signatures import attribute
 from inco.config.targets import is_ours
 from inco.config.validate import GROUPS, typed
 
@@ -96,8 +97,7 @@ def _published_partition(alpha: Any, *, _root_: DictConfig) -> str:
     """Return the path of a dataset's published file; Fashion-MNIST's runs had CIFAR-10's, which has
     no prefix.
     """
-    dataset = str(_root_.dataset._target_).rpartition(".")[2]
-    prefix = {"SVHN": "SVHN_", "CINIC10": "cinic10_"}.get(dataset, "")
+    prefix = attribute(_root_.dataset._target_, "published_prefix") or ""
     folder = os.environ.get("INCO_OFFICIAL_PARTITIONS") or "fix_distribution"
     return os.path.join(folder, f"{prefix}hetero-fix-100-{float(alpha)}.npy")
 

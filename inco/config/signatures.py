@@ -29,6 +29,18 @@ def settings_of(target: str) -> Settings | None:
     return _of_class(source, name) if source else None
 
 
+def attribute(target: str, name: str) -> Any:
+    """Return a constant that the body of a class assigns; None where it does not."""
+    module, _, owner = target.rpartition(".")
+    source = _source(module)
+    body = _parsed(source).body if source else []
+    found = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == owner), None)
+    for node in found.body if found else []:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    return None
+
+
 def _of_class(source: Path, name: str) -> Settings | None:
     tree = _parsed(source)
     found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)

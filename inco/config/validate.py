@@ -72,7 +72,7 @@ def _typed(target: str, node: Mapping[str, Any]) -> dict[str, Any]:
 def validate(settings: Mapping[str, Any]) -> list[str]:
     """Return the problems of each group by itself, in their order; no class is imported for it.
 
-    `inco.assembly.problems` returns what is wrong between groups as well.
+    `inco.parts.problems` returns what is wrong between groups as well.
     """
     below = (*GROUPS, *OVERLAYS, "options")
     problems = _check("", ROOT, {k: v for k, v in settings.items() if k not in below})

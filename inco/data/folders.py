@@ -114,6 +114,7 @@ class CINIC10(OnDisk):
     """
 
     name = "cinic10"
+    published_prefix = "cinic10_"  # of the published partition files
     shape = (3, 32, 32)
     classes = CIFAR_CLASSES
     counts = (90_000, 90_000)

@@ -179,6 +179,7 @@ class SVHN(Downloadable):
     classes = tuple("0123456789")
     counts = (73_257, 26_032)
     torchvision_class = "SVHN"
+    published_prefix = "SVHN_"  # of the published partition files
     downloads = ({"split": "train"}, {"split": "test"})
     subfolders = ("", "SVHN", "svhn")
     files = ("train_32x32.mat", "test_32x32.mat")

@@ -39,7 +39,7 @@ class Ranks:
     nccl: bool = False
 
     @classmethod
-    def join(cls, rank: int, world: int, device: str, store: str | Meeting) -> Ranks:
+    def join(cls, rank: int, world: int, device: str, store: str | Rendezvous) -> Ranks:
         """Join the group. `store`: a file shared by ranks of one machine, or where ranks that
         torchrun has started meet.
 
@@ -188,7 +188,7 @@ def _read(keys: dist.Store, key: str, rank: int) -> str:
     return keys.get(key).decode()
 
 
-class Meeting:
+class Rendezvous:
     """Where the ranks that torchrun has started meet for one job of a sweep: keys of its store
     under a prefix of the job's own.
 
@@ -199,12 +199,12 @@ class Meeting:
     _base: dist.Store | None = None
 
     def __init__(self, job: str) -> None:
-        if Meeting._base is None:
-            Meeting._base, _, _ = next(iter(dist.rendezvous("env://")))
-        self.store = dist.PrefixStore(job, Meeting._base)
+        if Rendezvous._base is None:
+            Rendezvous._base, _, _ = next(iter(dist.rendezvous("env://")))
+        self.store = dist.PrefixStore(job, Rendezvous._base)
         self._told = False
 
-    def tell(self, go: bool) -> None:
+    def announce(self, go: bool) -> None:
         """Say on rank 0 whether the job goes ahead; what is said first counts."""
         if not self._told:
             self.store.set("go", "yes" if go else "no")

@@ -55,7 +55,7 @@ def how_many(workers: int | str, device: str, cohort: int) -> int:
     return max(1, min(gpus or available_cores(), cohort))
 
 
-def doing(folder: Path, rank: int) -> Path:
+def activity_file(folder: Path, rank: int) -> Path:
     """Return the file in which a worker says what it is at, for whoever finds it dead."""
     return folder / f"worker_{rank}.doing"
 
@@ -141,7 +141,7 @@ class LocalWorkers:
             else f"ended with exit code {code}"
         )
         said = self._errors(rank).read_text(errors="replace").strip()
-        place = doing(self._folder, rank)
+        place = activity_file(self._folder, rank)
         where = f", last seen at {place.read_text()}" if place.exists() else ""
         error = WorkerError(
             f"worker {rank} (pid {pid}) {how}{where}"

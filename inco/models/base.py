@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
+class Variant:
     """What a relative can be beside less deep.
 
     `sizes`: channels of the groups that it has fewer of; `scale`: activations of narrowed layers
@@ -59,7 +59,7 @@ class Form:
         return within, blocks in within and blocks < most
 
 
-PLAIN = Form()
+PLAIN = Variant()
 
 
 class Scaler(nn.Module):
@@ -77,9 +77,9 @@ class Scaler(nn.Module):
         return x / self.rate
 
 
-def scaler(form: Form) -> nn.Module:
-    """Return the form's scaler; nothing at a rate of 1."""
-    return nn.Identity() if form.scale == 1 else Scaler(form.scale)
+def scaler(variant: Variant) -> nn.Module:
+    """Return the variant's scaler; nothing at a rate of 1."""
+    return nn.Identity() if variant.scale == 1 else Scaler(variant.scale)
 
 
 class Exits(nn.ModuleList):
@@ -127,10 +127,10 @@ class Family(Protocol):
     image_size: int | None
     min_batch: int
 
-    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+    def build(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> nn.Module:
         """Build the global model or a relative."""
 
-    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+    def groups(self, variant: Variant = PLAIN) -> dict[str, Group]:
         """Return the channel groups that relatives can have fewer of, named as in `axes`."""
         return {}
 
@@ -140,7 +140,7 @@ class Family(Protocol):
     def depth_levels(self) -> list[list[int]]:
         """Return the paper's five sizes for this model, smallest first."""
 
-    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
+    def axes(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> dict[str, Axes]:
         """Return the channel group of each dimension of each parameter and buffer."""
 
     def taps(self, keep: Sequence[int] | None = None) -> dict[str, str]:
@@ -203,18 +203,20 @@ def head_axes(classifier: str, features: str, head: str) -> dict[str, Axes]:
     )
 
 
-def relative(family: Family, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+def relative(
+    family: Family, keep: Sequence[int] | None = None, variant: Variant = PLAIN
+) -> nn.Module:
     """Build a relative; a family that knows depth alone is not asked for more."""
-    return family.build(keep) if form == PLAIN else family.build(keep, form)
+    return family.build(keep) if variant == PLAIN else family.build(keep, variant)
 
 
 def fresh(
-    family: Family, seed: int, keep: Sequence[int] | None = None, form: Form = PLAIN
+    family: Family, seed: int, keep: Sequence[int] | None = None, variant: Variant = PLAIN
 ) -> nn.Module:
     """Build a model whose initial weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "init"))
-        return relative(family, keep, form)
+        return relative(family, keep, variant)
 
 
 def check_weights(pretrained: bool | str, published: bool, model: str, instead: str) -> None:

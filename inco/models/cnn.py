@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inco.errors import ConfigError
 from inco.fast.pooling import MaxPool2x2
 from inco.flat import Axes
-from inco.models.base import PLAIN, Form, Group, linear_axes, scaler
+from inco.models.base import PLAIN, Group, Variant, linear_axes, scaler
 from inco.settings import COUNT, ImageSize, at_least, checked, many
 from inco.types import Output, Pair
 
@@ -28,9 +28,9 @@ class CNN(nn.Module):
     lies channels-last in memory is read without a copy.
     """
 
-    def __init__(self, family: CNNFamily, form: Form) -> None:
+    def __init__(self, family: CNNFamily, variant: Variant) -> None:
         super().__init__()
-        sizes = form.sizes_of(family.groups(form))
+        sizes = variant.sizes_of(family.groups(variant))
         maps = [sizes[name] for name in family.convs]
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, family.kernel, padding=family.padding)
@@ -38,7 +38,7 @@ class CNN(nn.Module):
         )
         self.pool = MaxPool2x2()
         self.relu = nn.ReLU(inplace=True)
-        self.scaler = scaler(form)
+        self.scaler = scaler(variant)
         self.hidden = nn.Linear(family.positions * maps[-1], sizes["hidden"])
         self.fc = nn.Linear(sizes["hidden"], family.num_classes)
 
@@ -98,15 +98,15 @@ class CNNFamily:
                 )
         self.positions = side**2  # pixels of the last map
 
-    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+    def build(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> nn.Module:
         _check_whole(keep)
-        return CNN(self, form)
+        return CNN(self, variant)
 
-    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+    def groups(self, variant: Variant = PLAIN) -> dict[str, Group]:
         """`convs.I` are a convolution's channels, `hidden` the hidden layer's features, `map` its
         inputs: last channels, by position.
         """
-        _check_whole(form.exits)
+        _check_whole(variant.exits)
         last = list(self.convs)[-1]
         return {name: Group(size) for name, size in self.convs.items()} | {
             "hidden": Group(self.hidden),
@@ -120,10 +120,10 @@ class CNNFamily:
     def depth_levels(self) -> list[list[int]]:
         raise _no_blocks()
 
-    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
+    def axes(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> dict[str, Axes]:
         """Name channel groups, as `groups` does; "image" and "classes" are never cut."""
         _check_whole(keep)
-        _check_whole(form.exits)
+        _check_whole(variant.exits)
         out: dict[str, Axes] = {}
         for takes, name in pairwise(["image", *self.convs]):
             out[f"{name}.weight"] = (name, takes, None, None)

@@ -17,7 +17,7 @@ from inco.errors import ConfigError
 from inco.fast.small_maps import Conv3x3
 from inco.flat import Axes
 from inco.models import base
-from inco.models.base import PLAIN, Exits, Form, Group, head_axes, scaler
+from inco.models.base import PLAIN, Exits, Group, Variant, head_axes, scaler
 from inco.models.pointwise import Conv1x1
 from inco.settings import COUNT, WEIGHTS, ImageSize, ProjectionHead, checked, many
 from inco.types import Output, Pair
@@ -26,18 +26,18 @@ from inco.types import Output, Pair
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, `inner` channels between them, and a shortcut."""
 
-    def __init__(self, into: int, inner: int, out: int, stride: int, form: Form) -> None:
+    def __init__(self, into: int, inner: int, out: int, stride: int, variant: Variant) -> None:
         super().__init__()
         self.conv1 = Conv3x3(into, inner, stride)
-        self.bn1 = _batch_norm(inner, form)
+        self.bn1 = _batch_norm(inner, variant)
         self.conv2 = Conv3x3(inner, out)
-        self.bn2 = _batch_norm(out, form)
+        self.bn2 = _batch_norm(out, variant)
         self.relu = nn.ReLU(inplace=True)
-        self.scaler = scaler(form)
+        self.scaler = scaler(variant)
         self.downsample = None
         # the first block of a stage but the first; the stem has the width of the first stage
         if stride != 1:
-            self.downsample = nn.Sequential(Conv1x1(into, out, stride), _batch_norm(out, form))
+            self.downsample = nn.Sequential(Conv1x1(into, out, stride), _batch_norm(out, variant))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -50,14 +50,14 @@ class ExitHead(nn.Module):
     al., CVPR 2023, published code).
     """
 
-    def __init__(self, into: int, inner: Sequence[int], num_classes: int, form: Form) -> None:
+    def __init__(self, into: int, inner: Sequence[int], num_classes: int, variant: Variant) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, 1, 1, bias=False) for a, b in pairwise([into, *inner])
         )
-        self.norms = nn.ModuleList(_batch_norm(c, form) for c in inner)
+        self.norms = nn.ModuleList(_batch_norm(c, variant) for c in inner)
         self.relu = nn.ReLU(inplace=True)
-        self.scaler = scaler(form)
+        self.scaler = scaler(variant)
         self.fc = nn.Linear(inner[-1], num_classes)
 
     def forward(self, x: Tensor) -> Output:
@@ -70,28 +70,30 @@ class ExitHead(nn.Module):
 class ResNet(nn.Module):
     """A stem, stages `layer1`, ... of `keep` blocks, and a linear classifier."""
 
-    def __init__(self, family: ResNetFamily, keep: Sequence[int], form: Form) -> None:
+    def __init__(self, family: ResNetFamily, keep: Sequence[int], variant: Variant) -> None:
         super().__init__()
-        sizes = form.sizes_of(family.groups(form))
+        sizes = variant.sizes_of(family.groups(variant))
         width = sizes["layer1"]
         if family.stem == "imagenet":
             self.conv1 = nn.Conv2d(family.channels, width, 7, 2, 3, bias=False)
         else:
             self.conv1 = nn.Conv2d(family.channels, width, 3, 1, 1, bias=False)
-        self.bn1 = _batch_norm(width, form)
+        self.bn1 = _batch_norm(width, variant)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if family.stem == "imagenet" else nn.Identity()
-        self.scaler = scaler(form)
+        self.scaler = scaler(variant)
         self.stages = list(family.blocks)
         into = width
         for stage, depth in zip(self.stages, keep, strict=True):
             blocks = []
             for b in range(depth):
                 stride = 2 if stage != "layer1" and b == 0 else 1
-                blocks.append(BasicBlock(into, sizes[f"{stage}.{b}"], sizes[stage], stride, form))
+                blocks.append(
+                    BasicBlock(into, sizes[f"{stage}.{b}"], sizes[stage], stride, variant)
+                )
                 into = sizes[stage]
             self.add_module(stage, nn.Sequential(*blocks))
-        exits, ends = family.exits(keep, form)
+        exits, ends = family.exits(keep, variant)
         if not ends:
             head = family.projection_head
             self.projection, seen = base.projection(into, head, family.widths[-1])
@@ -99,7 +101,7 @@ class ResNet(nn.Module):
         heads = []
         for j, block in enumerate(exits):
             inner = [sizes[f"exits.{j}.{k}"] for k in range(3)]
-            heads.append(ExitHead(sizes[_stage(block)], inner, family.num_classes, form))
+            heads.append(ExitHead(sizes[_stage(block)], inner, family.num_classes, variant))
         self.exits = Exits(heads, exits, ends)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -179,15 +181,15 @@ class ResNetFamily:
         self.projection_head = projection_head
         self.name = self.level_name(list(blocks))
 
-    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
-        return ResNet(self, self._kept(keep, form), form)
+    def build(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> nn.Module:
+        return ResNet(self, self._kept(keep, variant), variant)
 
-    def _kept(self, keep: Sequence[int] | None, form: Form) -> list[int]:
-        return base.check_keep(self.name, self.blocks, keep, least=0 if form.exits else 1)
+    def _kept(self, keep: Sequence[int] | None, variant: Variant) -> list[int]:
+        return base.check_keep(self.name, self.blocks, keep, least=0 if variant.exits else 1)
 
-    def exits(self, kept: Sequence[int], form: Form) -> tuple[list[str], bool]:
+    def exits(self, kept: Sequence[int], variant: Variant) -> tuple[list[str], bool]:
         """Return the blocks before a relative's heads, and whether the last head classifies."""
-        within, ends = form.heads(sum(kept), sum(self.blocks.values()))
+        within, ends = variant.heads(sum(kept), sum(self.blocks.values()))
         return [self._block(number) for number in within], ends
 
     def _block(self, number: int) -> str:
@@ -200,14 +202,14 @@ class ResNetFamily:
             )
         return names[number - 1]
 
-    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+    def groups(self, variant: Variant = PLAIN) -> dict[str, Group]:
         """`layerS` is a stage's residual stream (the stem's is layer1), `layerS.B` the inside of a
         block, `exits.J.K` that of a head.
         """
         out: dict[str, Group] = {}
         for (stage, depth), width in zip(self.blocks.items(), self.widths, strict=True):
             out |= {stage: Group(width)} | {f"{stage}.{b}": Group(width) for b in range(depth)}
-        for j, number in enumerate(form.exits):
+        for j, number in enumerate(variant.exits):
             group = out[_stage(self._block(number))]
             out |= {f"exits.{j}.{k}": group for k in range(3)}
         return out
@@ -224,9 +226,9 @@ class ResNetFamily:
             )
         return [[1, 1, 1, 1], [1, 1, 2, 2], [2, 2, 2, 2], [2, 2, 3, 3], [3, 3, 3, 3]]
 
-    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
+    def axes(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> dict[str, Axes]:
         """Name channel groups, as `groups` does; "image" and "classes" are never cut."""
-        kept = self._kept(keep, form)
+        kept = self._kept(keep, variant)
         out = _conv_axes("conv1", "bn1", "layer1", "image")
         into = "layer1"
         for stage, depth in zip(self.blocks, kept, strict=True):
@@ -238,7 +240,7 @@ class ResNetFamily:
                     down = f"{name}.downsample"
                     out |= _conv_axes(f"{down}.0", f"{down}.1", stage, into)
                 into = stage
-        exits, ends = self.exits(kept, form)
+        exits, ends = self.exits(kept, variant)
         for j, block in enumerate(exits):
             takes = _stage(block)
             for k in range(3):
@@ -276,8 +278,8 @@ class ResNetFamily:
             base.copy_matching(model, base.read_weights(path), path, head="fc.")
 
 
-def _batch_norm(channels: int, form: Form) -> nn.Module:
-    return nn.BatchNorm2d(channels, track_running_stats=not form.batch_stats)
+def _batch_norm(channels: int, variant: Variant) -> nn.Module:
+    return nn.BatchNorm2d(channels, track_running_stats=not variant.batch_stats)
 
 
 def _stage(block: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inco.errors import ConfigError, DataError
 from inco.flat import Axes
 from inco.models import base
-from inco.models.base import PLAIN, Exits, Form, Group, head_axes, linear_axes, scaler
+from inco.models.base import PLAIN, Exits, Group, Variant, head_axes, linear_axes, scaler
 from inco.settings import COUNT, WEIGHTS, ProjectionHead, above, checked
 from inco.types import Output, Pair
 
@@ -40,10 +40,10 @@ class ExitHead(nn.Module):
 class ViT(VisionTransformer):
     """timm's VisionTransformer that also returns what the classifier sees: [m, C, S, S] -> Output.
 
-    Its first weights are drawn for the whole width, and again for blocks that `form` narrows.
+    Its first weights are drawn for the whole width, and again for blocks that `variant` narrows.
     """
 
-    def __init__(self, family: ViTFamily, depth: int, form: Form) -> None:
+    def __init__(self, family: ViTFamily, depth: int, variant: Variant) -> None:
         super().__init__(
             img_size=family.image_size,
             patch_size=family.patch,
@@ -61,25 +61,25 @@ class ViT(VisionTransformer):
         self.projection, seen = base.projection(family.dim, head, family.dim)
         if head != "none":
             self.head = nn.Linear(seen, family.num_classes)
-        exits, ends = form.heads(depth, family.blocks["blocks"])
+        exits, ends = variant.heads(depth, family.blocks["blocks"])
         heads = [ExitHead(family.dim, family.num_classes) for _ in exits]
         self.exits = Exits(heads, [f"blocks.{after - 1}" for after in exits], ends)
         if ends:
             del self.norm, self.head, self.projection
-        if form.sizes:
-            self._narrow(family, form)
+        if variant.sizes:
+            self._narrow(family, variant)
 
-    def _narrow(self, family: ViTFamily, form: Form) -> None:
+    def _narrow(self, family: ViTFamily, variant: Variant) -> None:
         """Give blocks fewer heads and a narrower MLP."""
-        sizes = form.sizes_of(family.groups())
+        sizes = variant.sizes_of(family.groups())
         head_dim = family.dim // family.heads
         for b, block in enumerate(self.blocks):
             heads = sizes[f"blocks.{b}.heads"] // head_dim
             block.attn = Attention(family.dim, heads, attn_head_dim=head_dim, qkv_bias=True)
             block.mlp = Mlp(family.dim, sizes[f"blocks.{b}.mlp"])
             # timm's places for a norm of what is narrowed
-            block.attn.norm = scaler(form)
-            block.mlp.norm = scaler(form)
+            block.attn.norm = scaler(variant)
+            block.mlp.norm = scaler(variant)
 
     def forward(self, x: Tensor) -> Output:  # type: ignore[override]  # what all models here return
         return self.exits.run(self._embed(x), self._blocks(), self._head)
@@ -162,11 +162,11 @@ class ViTFamily:
         self.projection_head = projection_head
         self.name = self.level_name([depth])
 
-    def build(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> nn.Module:
+    def build(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> nn.Module:
         (depth,) = base.check_keep(self.name, self.blocks, keep)
-        return ViT(self, depth, form)
+        return ViT(self, depth, variant)
 
-    def groups(self, form: Form = PLAIN) -> dict[str, Group]:
+    def groups(self, variant: Variant = PLAIN) -> dict[str, Group]:
         """Each block's attention heads, which stay whole, and the inside of its MLP.
 
         The residual stream is never cut.
@@ -191,7 +191,7 @@ class ViTFamily:
             )
         return [[depth] for depth in range(8, 13)]
 
-    def axes(self, keep: Sequence[int] | None = None, form: Form = PLAIN) -> dict[str, Axes]:
+    def axes(self, keep: Sequence[int] | None = None, variant: Variant = PLAIN) -> dict[str, Axes]:
         """Name channel groups: `embed` is the residual stream; a block has `qkv` (3 x heads x head
         size), `heads` and `mlp`.
         """
@@ -210,7 +210,7 @@ class ViTFamily:
             out |= _norm_axes(f"{block}.norm2")
             out |= linear_axes(f"{block}.mlp.fc1", f"{block}.mlp", "embed")
             out |= linear_axes(f"{block}.mlp.fc2", "embed", f"{block}.mlp")
-        exits, ends = form.heads(depth, self.blocks["blocks"])
+        exits, ends = variant.heads(depth, self.blocks["blocks"])
         for j in range(len(exits)):
             out |= _norm_axes(f"exits.{j}.norm") | head_axes(f"exits.{j}.fc", "embed", "none")
         if ends:

@@ -15,7 +15,7 @@ from typing import Any
 from inco.config.naming import register
 from inco.errors import ConfigError, InCoError
 from inco.run.front import Point, check
-from inco.run.resume import verdict
+from inco.run.resume import finished_summary
 
 # cost nothing, or nothing that is measured here; of options, the settings and classes are there
 _FREE = ("seed", "name", "fresh", "scale", "tracker", "experiment", "debug", "options")
@@ -130,7 +130,7 @@ def _done(point: Point) -> int:
     if point.settings["fresh"]:
         return 0
     try:
-        if point.folder.is_dir() and verdict(point.settings, point.folder):
+        if point.folder.is_dir() and finished_summary(point.settings, point.folder):
             return int(point.settings["rounds"])
     except InCoError:  # another run's folder, or a damaged summary: run.py will say so
         return 0

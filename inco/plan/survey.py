@@ -91,7 +91,7 @@ def checkpoint_bytes(
         f"{part}/{name}": vector
         for part, named in vectors.items()
         for name, vector in named.items()
-        if name not in algorithm.planned
+        if name not in algorithm.free_downloads
     }
     for layout in (split.params, split.buffers):
         for entry in layout.entries.values():
@@ -124,7 +124,7 @@ def _first_state(algorithm: Algorithm, sub: SubModel) -> dict[str, Tensor]:
     """Return the vectors that a client keeps after a first round in which nothing moves."""
     w = torch.zeros(sub.params.layout.numel)
     b = torch.zeros(sub.buffers.layout.numel)
-    server = {name: w.clone() for name in (*algorithm.downloads, *algorithm.planned)}
+    server = {name: w.clone() for name in (*algorithm.downloads, *algorithm.free_downloads)}
     task = ClientTask(0, 1, sub.level, torch.zeros(1, dtype=torch.int64))
     model = torch.nn.Identity()
     run = LocalRun(task, model, w, w.clone(), w.clone(), 0.1, 0.0, b, b.clone(), server)

@@ -158,7 +158,7 @@ def _try_compose(lines: list[str]) -> DictConfig:
 def _problems(cfg: DictConfig, settings: Mapping[str, Any], deep: bool) -> list[str]:
     found = validate(settings)
     if found or deep:
-        from inco.assembly import problems
+        from inco.parts import problems
 
         found = problems(settings)
     name = cfg.name

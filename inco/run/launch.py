@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from inco.callbacks import Callback
 from inco.config.naming import digest
-from inco.engine.workers import doing, how_many, local_workers, note, under_torchrun
+from inco.engine.workers import activity_file, how_many, local_workers, note, under_torchrun
 from inco.errors import ConfigError, WorkerError
 from inco.run.gpus import claimed
-from inco.run.resume import begin, placed, verdict
+from inco.run.resume import begin, finished_summary, with_state_dir
 from inco.run.signals import Stop, stoppable
 from inco.run.summary import peak_memory
 
 if TYPE_CHECKING:
-    from inco.engine.ranks import Meeting, Ranks
+    from inco.engine.ranks import Ranks, Rendezvous
     from inco.types import ClientTask
 
 
@@ -45,16 +45,18 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
         stack.enter_context(_nothing_left(folder))
         rendezvous = _rendezvous(settings, folder) if under_torchrun() else None
         if rendezvous:
-            stack.callback(rendezvous.tell, False)  # unless the ranks have been answered by then
+            stack.callback(
+                rendezvous.announce, False
+            )  # unless the ranks have been answered by then
         stack.enter_context(RunLock(folder))
-        finished = verdict(settings, folder)
+        finished = finished_summary(settings, folder)
         if finished:
             return finished | {"already": True}
         stack.enter_context(setup_log(folder))
         stop = stack.enter_context(stoppable())
         stack.enter_context(claimed(settings, stop))  # before torch is imported
         if rendezvous:
-            rendezvous.tell(True)
+            rendezvous.announce(True)
         return _train(settings, folder, facts, stop, rendezvous)
 
 
@@ -63,7 +65,7 @@ def _train(
     folder: Path,
     facts: Mapping[str, Any],
     stop: Stop,
-    rendezvous: Meeting | None,
+    rendezvous: Rendezvous | None,
 ) -> dict[str, Any]:
     """Run sessions until one ends without a lost worker, or `engine.retry` is used up."""
     from inco.run.session import Session
@@ -71,7 +73,7 @@ def _train(
     # under torchrun the ranks are not ours to start again
     retries = 0 if rendezvous else settings["engine"]["retry"]
     while True:
-        session = Session(placed(settings, folder), folder, facts, stop)
+        session = Session(with_state_dir(settings, folder), folder, facts, stop)
         try:
             with _ranks(session.settings, rendezvous) as ranks:
                 return session.run(ranks)
@@ -99,15 +101,15 @@ def _nothing_left(folder: Path) -> Iterator[None]:
         raise
 
 
-def _rendezvous(settings: Mapping[str, Any], folder: Path) -> Meeting:
+def _rendezvous(settings: Mapping[str, Any], folder: Path) -> Rendezvous:
     """Return where torchrun's ranks meet for this job, the same on each."""
-    from inco.engine.ranks import Meeting
+    from inco.engine.ranks import Rendezvous
 
-    return Meeting(f"{folder}/{digest(settings)}/{settings['seed']}")
+    return Rendezvous(f"{folder}/{digest(settings)}/{settings['seed']}")
 
 
 @contextmanager
-def _ranks(settings: Mapping[str, Any], rendezvous: Meeting | None) -> Iterator[Ranks]:
+def _ranks(settings: Mapping[str, Any], rendezvous: Rendezvous | None) -> Iterator[Ranks]:
     """Be rank 0 of the ranks that torchrun has started, or of new local ones."""
     if rendezvous is None:
         with local_ranks(settings) as ranks:
@@ -153,10 +155,10 @@ def follow_torchrun(settings: Mapping[str, Any], folder: Path) -> None:
     rendezvous = _rendezvous(settings, folder)
     if rendezvous.goes_ahead():
         rank = int(os.environ["RANK"])
-        follow(placed(settings, folder), rank, int(os.environ["WORLD_SIZE"]), rendezvous)
+        follow(with_state_dir(settings, folder), rank, int(os.environ["WORLD_SIZE"]), rendezvous)
 
 
-def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Meeting) -> None:
+def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Rendezvous) -> None:
     """Be a rank other than 0: the same rounds, no record."""
     from inco.assembly import assemble
     from inco.engine.ranks import Ranks
@@ -166,7 +168,7 @@ def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Meet
         state = begin(run, ranks, settings, None)
         callbacks: list[Callback] = []
         if isinstance(store, str):
-            callbacks.append(_ClientNote(doing(Path(store).parent, rank)))
+            callbacks.append(_ClientNote(activity_file(Path(store).parent, rank)))
         run.simulator.run(state, settings["rounds"], callbacks)
         peak_memory(ranks)
 

@@ -26,7 +26,7 @@ _FOLDERS = ("checkpoint", "clients", "cka", "gradients")
 _PICTURES = ("partition", "cka", "gradients", "features", "landscape")  # .png, of most a .npz
 
 
-def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def with_state_dir(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the settings with the folder of clients' own vectors: in the run's folder, or in one
     of its name where the user wants them.
     """
@@ -35,7 +35,7 @@ def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**settings, "engine": settings["engine"] | {"state_dir": str(place)}}
 
 
-def verdict(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+def finished_summary(settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     """Return the summary of a run that is finished already; None where there is work to do.
 
     Raises ConfigError where the folder holds a run with other settings.
@@ -94,7 +94,7 @@ def _kept(run: Assembly, state: ServerState) -> Iterator[tuple[str, dict[str, Te
     for part in ("algorithm", "optimizer", "split"):
         own = getattr(state, part)
         for key in own:
-            if key not in run.simulator.algorithm.planned:
+            if key not in run.simulator.algorithm.free_downloads:
                 yield f"{part}/{key}", own, key
 
 

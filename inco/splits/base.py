@@ -14,7 +14,7 @@ from torch import Tensor
 from inco.errors import ConfigError
 from inco.fast.shapes import shapes_only
 from inco.flat import ClassRows, Layout, Slice, layouts_of
-from inco.models.base import PLAIN, Family, Form, fresh, relative
+from inco.models.base import PLAIN, Family, Variant, fresh, relative
 from inco.settings import BatchNorm, BatchNormImages, Weighting, checked
 from inco.types import Aggregate, Objective, Pair, SubModel, Upload, cross_entropy
 
@@ -99,24 +99,24 @@ class Split(ABC):
         return update
 
 
-class Cut(NamedTuple):
-    """One level of a global model: its short name, blocks kept in each group, and its form."""
+class LevelSpec(NamedTuple):
+    """One level of a global model: its short name, blocks kept in each group, and its variant."""
 
     name: str
     keep: Sequence[int]
-    form: Form = PLAIN
+    variant: Variant = PLAIN
 
 
 class Relatives(Split):
-    """One global model of form `whole`, and for each level a relative of it: the first blocks of
+    """One global model of variant `whole`, and for each level a relative of it: the first blocks of
     each group, some of the channels.
     """
 
     def __init__(
         self,
         family: Family,
-        cuts: Sequence[Cut],
-        whole: Form = PLAIN,
+        specs: Sequence[LevelSpec],
+        whole: Variant = PLAIN,
         norm: Norm | None = None,
         objective: Objective = cross_entropy,
     ) -> None:
@@ -125,26 +125,28 @@ class Relatives(Split):
         self.family = family
         self.whole = replace(whole, batch_stats=batch_stats)
         self.objective = objective
-        self.cuts = [c._replace(form=replace(c.form, batch_stats=batch_stats)) for c in cuts]
-        self.names = tuple(c.name for c in cuts)
+        self.specs = [
+            c._replace(variant=replace(c.variant, batch_stats=batch_stats)) for c in specs
+        ]
+        self.names = tuple(c.name for c in specs)
         if len(set(self.names)) < len(self.names):
             raise ConfigError(
                 f"split.levels: two levels are called {max(self.names, key=self.names.count)}; make"
                 " them differ by more"
             )
         self.params, self.buffers = self._layouts(None, self.whole)
-        self._parts = [self._layouts(c.keep, c.form) for c in self.cuts]
+        self._parts = [self._layouts(c.keep, c.variant) for c in self.specs]
         self._kept: dict[int, tuple[int, SubModel]] = {}
 
-    def _layouts(self, keep: Sequence[int] | None, form: Form) -> tuple[Layout, Layout]:
+    def _layouts(self, keep: Sequence[int] | None, variant: Variant) -> tuple[Layout, Layout]:
         with shapes_only():
-            model = relative(self.family, keep, form)
+            model = relative(self.family, keep, variant)
         return layouts_of(
-            model, self.family.axes(keep) if form == PLAIN else self.family.axes(keep, form)
+            model, self.family.axes(keep) if variant == PLAIN else self.family.axes(keep, variant)
         )
 
     def initial(self, seed: int) -> tuple[Tensor, Tensor]:
-        model = fresh(self.family, seed, form=self.whole)
+        model = fresh(self.family, seed, variant=self.whole)
         self.family.load_pretrained(model)
         return self.params.pack(dict(model.named_parameters())), self.buffers.pack(
             dict(model.named_buffers())
@@ -165,15 +167,15 @@ class Relatives(Split):
         return {}
 
     def _make(self, level: int, phase: int) -> SubModel:
-        cut = self.cuts[level]
+        spec = self.specs[level]
         (params, buffers) = self._parts[level]
         channels = self._channels(level, phase)
         held = Slice.by_axes(self.params, params, channels)
         stats = Slice.by_axes(self.buffers, buffers, channels)
         return SubModel(
             level,
-            cut.name,
-            partial(relative, self.family, cut.keep, cut.form),
+            spec.name,
+            partial(relative, self.family, spec.keep, spec.variant),
             held,
             stats,
             self.objective,
@@ -183,7 +185,7 @@ class Relatives(Split):
         return self.family.pairs(style)
 
     def taps(self, level: int) -> Mapping[str, str]:
-        return self.family.taps(self.cuts[level].keep)
+        return self.family.taps(self.specs[level].keep)
 
 
 def class_rows(part: Slice) -> ClassRows:
@@ -212,13 +214,13 @@ def _keeps_statistics(family: Family) -> bool:
         if not any(True for _ in family.build().buffers()):
             return False
         try:
-            bare = family.build(None, Form(batch_stats=True))
+            bare = family.build(None, Variant(batch_stats=True))
         except TypeError:  # it knows depth alone
             bare = family.build()
     if any(b.is_floating_point() for b in bare.buffers()):
         raise ConfigError(
             "split.bn: this model keeps running statistics whatever is asked; use"
-            " split.bn=aggregated, or heed form.batch_stats"
+            " split.bn=aggregated, or heed variant.batch_stats"
         )
     return True
 
@@ -232,11 +234,11 @@ class BlockSplit(Relatives):
     def __init__(
         self, family: Family, levels: Sequence[Sequence[int]], norm: Norm | None = None
     ) -> None:
-        cuts = [
-            Cut(name, list(keep))
+        specs = [
+            LevelSpec(name, list(keep))
             for name, keep in zip(depth_names(family, levels), levels, strict=True)
         ]
-        super().__init__(family, cuts, norm=norm)
+        super().__init__(family, specs, norm=norm)
 
 
 def depth_names(family: Family, levels: Sequence[Sequence[int]]) -> tuple[str, ...]:

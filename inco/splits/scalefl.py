@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from inco.errors import ConfigError
-from inco.models.base import Family, Form
+from inco.models.base import Family, Variant
 from inco.settings import (
     COUNT,
     RATES_AND_EXITS,
@@ -25,7 +25,7 @@ from inco.settings import (
     many,
     null_or,
 )
-from inco.splits.base import Cut, Norm, Relatives
+from inco.splits.base import LevelSpec, Norm, Relatives
 from inco.splits.objectives import SelfDistillation
 from inco.splits.width import channels_of, groups_of, leading, narrowed
 
@@ -84,18 +84,22 @@ class ScaleFL(Relatives):
             else [(float(r), int(h)) for r, h in levels]
         )
         _check(table, places)
-        self.groups = groups_of(family, Form(exits=tuple(places[:-1])), "scalefl")
+        self.groups = groups_of(family, Variant(exits=tuple(places[:-1])), "scalefl")
         self.sizes = [narrowed(self.groups, rate, math.floor) for rate, _ in table]
         early = tuple(places[:-1])
-        cuts = []
+        specs = []
         for (rate, count), sizes in zip(table, self.sizes, strict=True):
-            narrow = Form(sizes, rate if scaler else 1.0) if rate < 1 else Form()
-            form = Form(narrow.sizes, narrow.scale, exits=early)
-            cuts.append(
-                Cut(_name(rate, count, len(places)), _first_blocks(family, places[count - 1]), form)
+            narrow = Variant(sizes, rate if scaler else 1.0) if rate < 1 else Variant()
+            variant = Variant(narrow.sizes, narrow.scale, exits=early)
+            specs.append(
+                LevelSpec(
+                    _name(rate, count, len(places)),
+                    _first_blocks(family, places[count - 1]),
+                    variant,
+                )
             )
         objective = SelfDistillation(gamma, temperature, reduction, detach, start)
-        super().__init__(family, cuts, Form(exits=early), Norm(bn, bn_images), objective)
+        super().__init__(family, specs, Variant(exits=early), Norm(bn, bn_images), objective)
 
     def _channels(self, level: int, phase: int) -> Mapping[str, Tensor]:
         return channels_of(self.groups, self.sizes[level], leading)

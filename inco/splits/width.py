@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inco.errors import ConfigError
 from inco.flat import Slice
-from inco.models.base import Family, Form, Group
+from inco.models.base import Family, Group, Variant
 from inco.seeding import generator
 from inco.settings import (
     BatchNorm,
@@ -29,7 +29,7 @@ from inco.settings import (
     checked,
     null_or,
 )
-from inco.splits.base import Cut, Norm, Relatives, class_rows
+from inco.splits.base import LevelSpec, Norm, Relatives, class_rows
 from inco.splits.objectives import MaskedCrossEntropy
 from inco.types import SubModel, cross_entropy
 
@@ -40,9 +40,9 @@ def rate_name(rate: float) -> str:
     return f"w{exact}" if exact.numerator == 1 and math.isclose(exact, rate) else f"w{rate:g}"
 
 
-def groups_of(family: Family, form: Form, split: str) -> dict[str, Group]:
+def groups_of(family: Family, variant: Variant, split: str) -> dict[str, Group]:
     """Return the channel groups of a family. Raises ConfigError where it names none."""
-    groups = family.groups(form) if hasattr(family, "groups") else {}
+    groups = family.groups(variant) if hasattr(family, "groups") else {}
     if not groups:
         raise ConfigError(
             f"split={split} with model={family.name}: this model names no channels that can be cut;"
@@ -125,16 +125,19 @@ class WidthSplit(Relatives):
         self.rates = list(levels)
         self.masked = masked_loss != "off"
         self.weighting = weighting
-        self.groups = groups_of(family, Form(), self.title)
+        self.groups = groups_of(family, Variant(), self.title)
         self.sizes = [narrowed(self.groups, rate) for rate in levels]
         keep = list(family.blocks.values())
-        forms = [
-            Form() if rate == 1 else Form(sizes, rate if scaler else 1.0)
+        variants = [
+            Variant() if rate == 1 else Variant(sizes, rate if scaler else 1.0)
             for rate, sizes in zip(levels, self.sizes, strict=True)
         ]
-        cuts = [Cut(rate_name(rate), keep, form) for rate, form in zip(levels, forms, strict=True)]
+        specs = [
+            LevelSpec(rate_name(rate), keep, variant)
+            for rate, variant in zip(levels, variants, strict=True)
+        ]
         objective = cross_entropy if masked_loss == "off" else MaskedCrossEntropy(masked_loss)
-        super().__init__(family, cuts, norm=Norm(bn, bn_images), objective=objective)
+        super().__init__(family, specs, norm=Norm(bn, bn_images), objective=objective)
 
     @abstractmethod
     def _window(self, n: int, length: int, phase: int, name: str) -> Tensor:

@@ -358,7 +358,7 @@ def test_what_each_sends_and_reads() -> None:
     } and Scaffold.downloads == ("c",)
     assert (
         FedDyn().uploads == {"delta": Upload("uniform")}
-        and FedNova.planned == ("tau_eff",)
+        and FedNova.free_downloads == ("tau_eff",)
         and FedNova.downloads == ()
     )
     assert [a.stateful for a in (FedAvg(), FedProx(), FedNova(), Scaffold(), FedDyn())] == [

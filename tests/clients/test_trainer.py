@@ -280,7 +280,7 @@ def test_what_a_client_sends() -> None:
     seen = {}
 
     class Spy(FedAvg):
-        downloads, planned = ("c",), ("d",)
+        downloads, free_downloads = ("c",), ("d",)
 
         def local_start(self, run: LocalRun) -> None:
             seen.update(

@@ -12,13 +12,13 @@ import pytest
 from omegaconf import OmegaConf
 from support import ROOT, settings_of
 
-from inco.assembly import problems as problems_of
 from inco.config import signatures
 from inco.config.naming import FREE, digest, identity
 from inco.config.targets import build, locate, target_problem
 from inco.config.validate import GROUPS, OVERLAYS
 from inco.config.validate import ROOT as ROOT_SETTINGS
 from inco.errors import ConfigError
+from inco.parts import problems as problems_of
 from inco.run.front import check
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]

@@ -17,13 +17,13 @@ from PIL import Image
 from support import ROOT, TINY, TINY_VIT, named, settings_of, simulate, thinned, timeless
 
 import inco.assembly as wiring
-from inco.assembly import problems as problems_of
 from inco.diagnostics import Subject
 from inco.diagnostics.cka import CKA
 from inco.diagnostics.similarity import Estimator, cka, gram, hsic
 from inco.engine.ranks import Ranks
 from inco.errors import ConfigError
 from inco.flat import Layout
+from inco.parts import problems as problems_of
 from inco.records.arrays import ArrayStore
 from inco.run.drawings import draw_cka
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from support import TINY, TINY_VIT, read_rows, settings_of, simulate, timeless
 
-from inco.assembly import problems as problems_of
 from inco.diagnostics.gradients import Gradients, kernel_products, sample
 from inco.diagnostics.histogram import count, edges
 from inco.errors import ConfigError
+from inco.parts import problems as problems_of
 from inco.records.arrays import ArrayStore
 from inco.run.drawings import draw_gradients
 from inco.server.cross_layer import mix, mixing

@@ -17,7 +17,7 @@ import inco.evaluation.evaluator as evaluate
 from inco.engine.ranks import Ranks
 from inco.evaluation.shared_prefix import Nested, nested, steps_of
 from inco.flat import Layout, Slice
-from inco.models.base import PLAIN, Form
+from inco.models.base import PLAIN, Variant
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
 from inco.splits.depth import Depth
@@ -139,17 +139,17 @@ def test_plan_gives_every_unit_to_one_worker(monkeypatch: pytest.MonkeyPatch, wo
     assert torch.equal(sum(tables), found.score(units, subs, w, b, 1))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", [PLAIN, Form(exits=(1,))])
+@pytest.mark.parametrize("variant", [PLAIN, Variant(exits=(1,))])
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
-def test_steps_one_after_the_other_are_the_forward_pass(kind: str, form: Form) -> None:
+def test_steps_one_after_the_other_are_the_forward_pass(kind: str, variant: Variant) -> None:
     family = (
         ResNetFamily([2, 2], [4, 8], shape=(3, 16, 16), num_classes=5)
         if kind == "resnet"
         else ViTFamily(3, 12, 3, 4, 16, 2.0, shape=(3, 16, 16), num_classes=5)
     )
-    model, x = family.build(None, form).eval(), torch.randn(4, 3, 16, 16)
+    model, x = family.build(None, variant).eval(), torch.randn(4, 3, 16, 16)
     steps = steps_of(model)
-    assert bool(steps) == (not form.exits), (
+    assert bool(steps) == (not variant.exits), (
         "early heads speak in training: such a model names no steps"
     )
     if steps:

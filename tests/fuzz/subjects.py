@@ -23,7 +23,7 @@ from inco.flat import Layout, Slice
 from inco.models.base import read_weights
 from inco.records.checkpoint import META, TENSORS, Checkpoints, State, _hash_json
 from inco.records.record import RunRecord
-from inco.run.resume import verdict
+from inco.run.resume import finished_summary
 from inco.types import ClientTask, SubModel
 
 NUM_EXAMPLES, NUM_CLIENTS = 60, 5
@@ -228,7 +228,7 @@ class Record(Subject):
         )
 
     def read(self) -> Any:
-        return verdict(self.settings, self.folder), RunRecord(self.folder).rows()
+        return finished_summary(self.settings, self.folder), RunRecord(self.folder).rows()
 
     def judge(self, got: Any) -> str | None:
         return None if all(isinstance(row, dict) for row in got[1]) else f"rows {got[1]}"

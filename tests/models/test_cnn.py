@@ -7,12 +7,12 @@ import torch
 from support import settings_of, simulate
 from torch import Tensor, nn
 
-from inco.assembly import problems as problems_of
 from inco.errors import ConfigError
 from inco.fast.pooling import MaxPool2x2
 from inco.flat import layouts_of
-from inco.models.base import Form, fresh
+from inco.models.base import Variant, fresh
 from inco.models.cnn import CNNFamily
+from inco.parts import problems as problems_of
 from inco.splits.base import Whole
 from inco.splits.depth import Depth
 from inco.splits.inclusive import Inclusive
@@ -178,7 +178,7 @@ def test_splits_that_cut_blocks_are_refused_at_the_door(split: str) -> None:
         lambda: Inclusive(family=small()),
         lambda: Inclusive([1, 2], family=small()),
         lambda: small().build([1]),
-        lambda: small().groups(Form(exits=(1,))),
+        lambda: small().groups(Variant(exits=(1,))),
     ],
 )
 def test_blocks_are_refused(make) -> None:

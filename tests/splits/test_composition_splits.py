@@ -10,9 +10,9 @@ from support import TINY, TINY_VIT, WIDE, WIDE_VIT, named, settings_of, simulate
 from test_composition import check_run
 
 from inco.assembly import assemble
-from inco.assembly import problems as problems_of
 from inco.data.dataset import Images
 from inco.engine.ranks import Ranks
+from inco.parts import problems as problems_of
 from inco.run.summary import sizes
 
 SPLITS = ("width", "rolling", "scalefl", "inclusive")

@@ -658,7 +658,10 @@ def paper_counts() -> tuple[list[int], list[int]]:
     for split in splits:
         with torch.device("meta"):
             counts.append(
-                [layouts_of(relative(family, cut.keep, cut.form))[0].numel for cut in split.cuts]
+                [
+                    layouts_of(relative(family, spec.keep, spec.variant))[0].numel
+                    for spec in split.specs
+                ]
             )
     return counts[0], counts[1]
 
