@@ -4,8 +4,11 @@ meet.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,13 +83,7 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         ranks.device,
         largest=max(sub.params.layout.numel for sub in submodels.values()),
     )
-    store = ClientStore(
-        settings["engine"]["state_dir"],
-        moving=population.moving,
-        num_params=split.params.numel,
-        num_buffers=split.buffers.numel,
-        kept_whole=algorithm.kept_whole,
-    )
+    store = _store(settings, algorithm, population, ranks)
     trainer = Trainer(
         pool,
         algorithm,
@@ -127,6 +124,49 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         eval_every=settings["eval_every"],
     )
     return Assembly(simulator, dataset, partition, split, costs, trainer, evaluator)
+
+
+def _store(
+    settings: Mapping[str, Any], algorithm: Algorithm, population: Population, ranks: Ranks
+) -> ClientStore:
+    """Return where clients' own vectors wait for their next round."""
+    split = population.split
+    store = ClientStore(
+        settings["engine"]["state_dir"],
+        moving=population.moving,
+        num_params=split.params.numel,
+        num_buffers=split.buffers.numel,
+        kept_whole=algorithm.kept_whole,
+        memory=int(settings["engine"]["state_memory"] * 2**30),
+    )
+    if algorithm.stateful and ranks.world > 1:
+        _check_shared(store.folder, ranks)
+    return store
+
+
+def _check_shared(folder: Path, ranks: Ranks) -> None:
+    """Raise ConfigError where ranks do not see the same folder of clients' own vectors, which would
+    come out at a client's second turn alone.
+    """
+    name = ranks.first(lambda: _new_file(folder))
+    seen = ranks.gather((folder / name).exists())
+    if ranks.rank == 0:
+        (folder / name).unlink()
+    unseeing = [rank for rank, sees in enumerate(seen) if not sees]
+    if unseeing:
+        raise ConfigError(
+            f"engine.state_dir={folder}: ranks {unseeing} do not see what rank 0 writes there, and"
+            " clients' own vectors are read by whoever trains the client next; use a folder on a"
+            " file system that all nodes share"
+        )
+
+
+def _new_file(folder: Path) -> str:
+    """Make an empty file that no run has made before, and return its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, path = tempfile.mkstemp(prefix="seen-by-all-", dir=folder)
+    os.close(handle)
+    return Path(path).name
 
 
 def _uploads(algorithm: Algorithm, split: Split) -> dict[str, Upload]:

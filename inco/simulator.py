@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from math import (
-    fsum,  # exact, whatever the order; the sum of floats is another one from Python 3.12 on
-)
+from math import fsum  # exact in any order; `sum` rounds differently since Python 3.12
 from typing import Any, Protocol
 
 import torch
@@ -116,9 +114,9 @@ class Simulator:
     ) -> Metrics:
         """Do one round (Algorithm 1 of the paper, with its base algorithm); return its metrics.
 
-        Parameters and buffers change only after all clients have succeeded; until the optimizer has
-        stepped, `state.half_applied` is set. Scoring comes after the state has moved on. `last`:
-        score whatever `eval_every` is; `callbacks`: hear of clients alone.
+        Parameters and buffers change only after all clients have succeeded; `state.half_applied` is
+        True while they do. Scoring comes after the state has moved on. `last`: score whatever
+        `eval_every` is; of `callbacks`, only the `on_client_*` methods are called.
         """
         began = time.perf_counter()
         number = state.round + 1
@@ -138,11 +136,12 @@ class Simulator:
             state.half_applied = True
             # 2. the algorithm says what to add, split and transform change it; what nobody holds
             # does not move
-            update = self.algorithm.server_update(state.algorithm, aggregate)
+            # (a new vector: what an algorithm returns may be one that it keeps)
+            update = self.algorithm.server_update(state.algorithm, aggregate) * aggregate.covered
             update = self.population.split.server_update(state.split, update, aggregate)
-            noise = generator(self.population.seed, "transform", number, device=state.w.device)
+            stream = generator(self.population.seed, "transform", number, device=state.w.device)
             given = update.mul_(aggregate.covered)
-            update, mixing = self.transform(given, noise)
+            update, transform_metrics = self.transform(given, stream)
             update.mul_(aggregate.covered)
             step = ServerStep(aggregate, given) if "server" in watching else None
             del given  # as large as the model
@@ -171,7 +170,7 @@ class Simulator:
         metrics |= self._work(tasks, aggregate) | {"update/norm": norm}
         if len(aggregate.clients) < len(tasks):
             metrics["client/nonfinite"] = len(tasks) - len(aggregate.clients)
-        metrics.update(mixing)
+        metrics.update(transform_metrics)
         scored = time.perf_counter()
         with span("diagnostics"):
             if "capacities" in watching:

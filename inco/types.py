@@ -1,7 +1,4 @@
-"""The plain records that flow between the parts.
-
-No behaviour, no knowledge of any algorithm, split or dataset.
-"""
+"""The plain records that flow between the parts. They know no algorithm, split or dataset."""
 
 from __future__ import annotations
 
@@ -28,8 +25,8 @@ class Output(NamedTuple):
 
 Objective = Callable[[Output, Tensor, "ClientTask"], Tensor]
 """The mean loss of a batch, from a model's output and labels [m]; what an algorithm adds comes on
-top. One whose arithmetic depends on the round says so by a method `phase(round)`, equal in rounds
-of equal arithmetic.
+top. An objective that depends on the round also has a method `phase(round)`, which returns the same
+value for two rounds if the objective computes the same thing in both.
 """
 
 
@@ -53,10 +50,10 @@ class Upload:
     """One of the vectors that clients send. The server averages it entry by entry, over the clients
     that hold the entry.
 
-    `weighting`: what a client counts; `entries`: the parameters or the buffers of the client's
-    model, or a number of entries of its own (1: a single number), all of which every client sends
-    unless its sub-model `holds` fewer; `limit`: the largest value that can be summed. Sums are made
-    in steps of 2**-62 of that.
+    `weighting`: what a client counts. `entries`: the parameters or the buffers of the client's
+    model, or the number of entries that the upload has of its own (1: a single number), which every
+    client sends, except where its level's `SubModel.holds` says otherwise. `limit`: values must be
+    below it; sums are made in steps of 2**-62 of it. Only uploads of parameters pass the uplink.
     """
 
     weighting: Weighting = "examples"
@@ -77,9 +74,9 @@ def nothing_derived(vectors: Vectors) -> Vectors:
 class SubModel:
     """The model that clients of one level hold, and which global coordinates it is.
 
-    `objective`: the loss of a batch; `derive`: the split's own uploads, which the server makes from
-    the algorithm's as they arrive; `holds`: which entries of an upload they are, where clients do
-    not hold all.
+    `objective`: the loss of a batch. `derive`: makes the split's own uploads from the algorithm's,
+    after the uplink, as the server of a deployment would. `holds`: of uploads with entries of their
+    own, by name, the entries that this level sends.
     """
 
     level: int  # 0 is the smallest
@@ -92,9 +89,9 @@ class SubModel:
     holds: Mapping[str, Slice] = field(default_factory=dict)
 
     def held(self, upload: Upload, name: str = "") -> Slice:
-        """Return which entries of an upload's vector at the server clients of this level send.
+        """Return the slice of the server's vector for an upload that this level sends.
 
-        `name`: of an upload with entries of its own.
+        `name`: needed where the upload has entries of its own.
         """
         if upload.entries == "params":
             return self.params
@@ -111,7 +108,7 @@ class ClientTask:
     round: int
     level: int
     examples: Tensor  # int64[m]: positions in the training set
-    classes: Tensor | None = None  # bool [classes]: those that its examples have; None: all
+    classes: Tensor | None = None  # bool [classes]: those that its examples have
 
 
 @dataclass
@@ -194,7 +191,7 @@ class Aggregate:
 class Beside(NamedTuple):
     """What an algorithm may have to know of the parts beside it, before a run."""
 
-    adaptive: bool  # the local optimizer is none of SGD's kind: Adam
+    adaptive: bool  # True for Adam, False for SGD
     momentum: float  # of the local optimizer
     moving_levels: bool  # clients change their level from round to round
     weighted_channels: bool  # means over holders weigh channels, not clients alike
@@ -226,8 +223,8 @@ class ServerState:
     """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
     methods' own vectors.
 
-    `half_applied`: it is between two rounds, some of it stepped and some not; what an interruption
-    leaves so is not to be saved.
+    `half_applied`: True while a round is being applied. A state that an error or an interruption
+    leaves so must not be saved.
     """
 
     round: int

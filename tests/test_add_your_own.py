@@ -303,7 +303,9 @@ def test_uploads_that_are_not_as_declared_are_refused(lab: Path) -> None:
     assembly = build(lab, "algorithm=fedexp")
     algorithm = assembly.simulator.algorithm
     algorithm.local_end = lambda run: {"delta": run.w - run.w0, "square": run.w}
-    with pytest.raises(WorkerError, match=r"uploads of these sizes: .*'square': \d+.*'square': 1}"):
+    with pytest.raises(
+        WorkerError, match=r"uploads of these shapes: .*'square': \(\d+,\).*'square': \(1,\)}"
+    ):
         assembly.simulator.round(assembly.simulator.start(0))
 
 

@@ -48,8 +48,8 @@ class Algorithm:
     """Whether clients have vectors of their own that outlive a round (`init_client`)."""
 
     kept_whole: tuple[str, ...] = ()
-    """Clients' own vectors that form one model: they are stored in the client's own shape, even if
-    it holds other coordinates from round to round.
+    """Clients' own vectors that together are one model. They stay as they are, even if the client
+    holds other coordinates from round to round.
     """
 
     def init_server(self, w: Tensor) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class Algorithm:
         return {}
 
     def conflicts(self, beside: Beside) -> Iterator[str]:
-        """Yield what this method cannot work with: setting, value, rule and what to use instead."""
+        """Yield a message for each conflict: setting, value, rule and what to use instead."""
         return iter(())
 
     def init_client(self, run: LocalRun) -> dict[str, Tensor]:
@@ -65,7 +65,10 @@ class Algorithm:
         return {}
 
     def server_start(self, server: dict[str, Tensor], plan: Plan) -> None:
-        """Prepare the server's vectors for a round that is about to start."""
+        """Prepare the server's vectors for a round that is about to start.
+
+        A round that fails may be started again, so starting twice must be as starting once.
+        """
 
     def local_start(self, run: LocalRun) -> None:
         """Prepare a client's local training."""

@@ -70,7 +70,7 @@ class Population:
         sizes = self.capacity.sizes()
         if self.moving:
             has = None if self.has is None else self.has.double().sum(0)
-            return Holders(sizes, anybody=float(self.num_clients), anybody_by_class=has)
+            return Holders(sizes, everyone=float(self.num_clients), everyone_by_class=has)
         if self.has is None:
             return Holders(sizes)
         levels = torch.tensor([self.capacity.level(n, 0) for n in range(self.num_clients)])

@@ -172,11 +172,11 @@ class Trainer:
         """
         declared = self.algorithm.uploads
         sent = self.algorithm.local_end(run)
-        wanted = {name: sub.held(upload, name).layout.numel for name, upload in declared.items()}
-        found = {name: vector.numel() for name, vector in sent.items()}
+        wanted = {name: (sub.held(upload, name).layout.numel,) for name, upload in declared.items()}
+        found = {name: tuple(vector.shape) for name, vector in sent.items()}
         if found != wanted:
             raise ValueError(
-                f"local_end returns uploads of these sizes: {found}; `uploads` declares {wanted}"
+                f"local_end returns uploads of these shapes: {found}; `uploads` declares {wanted}"
             )
         of_parameters = {n: v for n, v in sent.items() if declared[n].entries == "params"}
         stream = self._stream("uplink", run.task)

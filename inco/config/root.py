@@ -81,6 +81,13 @@ class Engine:
         " must see; null: the run's folder",
     ]
 
+    state_memory: Annotated[
+        float,
+        at_least(0),
+        "GiB of clients' own vectors that each worker keeps in memory, beside their files; 0: it"
+        " reads them from the files",
+    ]
+
     def conflicts(self) -> Iterator[str]:
         """Yield what is wrong between these settings, and with torchrun."""
         if self.mode == "graph" and self.device == "cpu":

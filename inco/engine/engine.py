@@ -1,12 +1,13 @@
 """Who trains whom, where: ranks of torch.distributed, longest-first scheduling, and one exact
 reduction a round.
 
-Every rank holds the server's vectors and does the same server arithmetic; ranks exchange whole
-numbers only, so a result never depends on how many there are.
+Every rank holds the server's vectors and does the same server arithmetic; of vectors, ranks
+exchange sums of whole numbers alone, so a result never depends on how many there are.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -17,7 +18,7 @@ from inco.callbacks import Callback
 from inco.clients.trainer import Trainer
 from inco.engine.failure import client_failed
 from inco.engine.ranks import Ranks
-from inco.errors import InCoError, NumericError, PeerLost
+from inco.errors import InCoError, NumericError, PeerLost, WorkerError
 from inco.evaluation.evaluator import Evaluator, Score
 from inco.fast.schedule import assign
 from inco.flat import BoundModel
@@ -27,8 +28,8 @@ from inco.spans import span
 from inco.types import Aggregate, ClientResult, ClientTask, SubModel, Upload
 
 Observe = Callable[[int, int, int, nn.Module, Callable[[], Mapping[str, Tensor]]], None]
-"""Called with the position in the cohort, the client (-1: the server), its level and model, and
-what returns its deltas by name.
+"""Called with a position in the cohort, a client (-1: the server), its level, its model, and a
+function that returns its deltas by tensor name.
 """
 
 
@@ -99,7 +100,8 @@ class Engine:
     ) -> Aggregate:
         """Train the cohort and return its averages.
 
-        `observe`: called with each of this rank's clients, just trained; `callbacks`: hear of it.
+        `observe`: called with each of this rank's clients, just trained; of `callbacks` the
+        `on_client_*` methods are called.
         Raises on every rank alike where any client failed.
         """
         mine = self.assignment(cohort.tasks)[self.ranks.rank]
@@ -140,6 +142,9 @@ class Engine:
             del result  # its vectors, before the next client's
             for callback in callbacks:
                 callback.on_client_end(task, done, len(mine))
+        if self.ranks.world > 1:
+            with span("writing clients' states"):
+                self.trainer.store.flush()  # another rank may read them in the next round
 
     def _add(self, position: int, result: ClientResult, sub: SubModel, cohort: Cohort) -> bool:
         """Add a client's upload, or leave the client out if that is what the uplink does with one
@@ -161,8 +166,9 @@ class Engine:
     ) -> ClientResult:
         with suppress(torch.OutOfMemoryError):
             return self._attempt(task, sub, w, b, server)
-        # What others left in the cache may be all that it lacked; its draws are named, so the
-        # second attempt is the same. Only here has the first one given back its own memory.
+        # Give back memory cached for earlier clients, and try once more. Random draws are named, so
+        # the result is the same. This is outside the block, as the exception in it still holds the
+        # first attempt's tensors.
         torch.cuda.empty_cache()
         try:
             return self._attempt(task, sub, w, b, server)
@@ -199,7 +205,7 @@ class Engine:
     def show(
         self, submodels: Mapping[int, SubModel], w: Tensor, b: Tensor, observe: Observe
     ) -> None:
-        """Let the server's model of each level be looked at; levels are spread over ranks."""
+        """Call `observe` with the server's model of each level; levels are spread over ranks."""
         for position, level in enumerate(sorted(submodels)):
             if position % self.ranks.world == self.ranks.rank:
                 sub = submodels[level]
@@ -219,6 +225,9 @@ class Engine:
             work()
         except InCoError as mine:
             error = mine
+        except Exception as mine:  # of a callback or a diagnostic: the others must not wait
+            error = WorkerError(f"worker {self.ranks.rank}: {type(mine).__name__}: {mine}")
+            error.detail = traceback.format_exc()
         try:
             with span("reduction, and waiting for other workers"):
                 failed = self.ranks.any(error is not None)

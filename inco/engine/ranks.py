@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from inco.engine.device import configure, place_of
+from inco.engine.heartbeat import heartbeat, interface_towards_master
 from inco.errors import ConfigError, PeerLost
 
 _LONGEST = timedelta(hours=6)  # a rank may train one long client while the others wait
@@ -56,13 +57,43 @@ class Ranks:
         dist.init_process_group(backend, store=keys, rank=rank, world_size=world, timeout=_LONGEST)
         return cls(rank, world, place, nccl)
 
+    @classmethod
+    @contextmanager
+    def joined(cls, rank: int, world: int, device: str, store: str | Rendezvous) -> Iterator[Ranks]:
+        """Be in the group inside the block; see `join`."""
+        ranks = cls.join(rank, world, device, store)
+        try:
+            yield ranks
+        except BaseException:
+            ranks.close(failed=True)
+            raise
+        ranks.close()
+
+    @classmethod
+    @contextmanager
+    def joined_by_torchrun(cls, device: str, rendezvous: Rendezvous) -> Iterator[Ranks]:
+        """Be a rank that torchrun has started, inside the block.
+
+        Raises WorkerError where another rank falls silent.
+        """
+        rank = int(os.environ["RANK"])
+        world = int(os.environ["WORLD_SIZE"])
+        interface = interface_towards_master()
+        if interface:  # gloo would take that of the host's name, which others may not reach
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        with (
+            heartbeat(rendezvous.job, rank, world),
+            cls.joined(rank, world, device, rendezvous) as ranks,
+        ):
+            yield ranks
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up an int64 tensor over all ranks, in place."""
         if self.world == 1:
             return tensor
         if tensor.is_cuda and self.nccl:
             # NCCL would wait for a rank that has failed: first all say on the host that they come
-            self.any(False)
+            self.barrier()
             self._do(dist.all_reduce, tensor, limit_s=_SUM_S)
             return tensor
         total = tensor.cpu()
@@ -88,6 +119,10 @@ class Ranks:
         self._do(dist.broadcast, data, 0)
         return value if self.rank == 0 else _value(data)
 
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
     def first(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 alone, and return what it gave on every rank."""
         return self.share(work() if self.rank == 0 else None)
@@ -111,7 +146,7 @@ class Ranks:
         """
         first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
         done = work() if first else None
-        self.gather(None)
+        self.barrier()
         return done if first else work()
 
     def _do(
@@ -197,11 +232,14 @@ class Rendezvous:
     """
 
     _base: dist.Store | None = None
+    _jobs = 0  # of this process so far; every rank has the same ones in the same order
 
     def __init__(self, job: str) -> None:
         if Rendezvous._base is None:
             Rendezvous._base, _, _ = next(iter(dist.rendezvous("env://")))
-        self.store = dist.PrefixStore(job, Rendezvous._base)
+        Rendezvous._jobs += 1  # the same settings may come twice
+        self.job = f"{Rendezvous._jobs}/{job}"
+        self.store = dist.PrefixStore(self.job, Rendezvous._base)
         self._told = False
 
     def announce(self, go: bool) -> None:
@@ -212,7 +250,8 @@ class Rendezvous:
 
     def goes_ahead(self) -> bool:
         """Wait on another rank until rank 0 has said so."""
-        self.store.wait(["go"], _LONGEST)
+        while not self.store.check(["go"]):  # Ctrl-C would not be heard in the store's own wait
+            time.sleep(0.1)
         return self.store.get("go") == b"yes"
 
 

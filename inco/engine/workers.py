@@ -27,6 +27,10 @@ _POLL_S = 0.2
 _GRACE_S = 1.5
 
 
+# one of them is there where torch may find a GPU: NVIDIA's driver, WSL 2, ROCm; torch then counts
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+
 def under_torchrun() -> bool:
     """Tell whether torchrun (or anything that speaks its environment) has started the ranks
     already.
@@ -48,7 +52,7 @@ def how_many(workers: int | str, device: str, cohort: int) -> int:
     if workers != "auto":
         return int(workers)
     gpus = 0
-    if device != "cpu" and Path("/dev/nvidiactl").exists():
+    if device != "cpu" and any(map(os.path.exists, _GPU_FILES)):
         import torch
 
         gpus = torch.cuda.device_count()

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def lead(settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]) ->
 
     with ExitStack() as stack:
         stack.enter_context(_nothing_left(folder))
-        rendezvous = _rendezvous(settings, folder) if under_torchrun() else None
+        rendezvous = _rendezvous(settings) if under_torchrun() else None
         if rendezvous:
             stack.callback(
                 rendezvous.announce, False
@@ -101,11 +101,12 @@ def _nothing_left(folder: Path) -> Iterator[None]:
         raise
 
 
-def _rendezvous(settings: Mapping[str, Any], folder: Path) -> Rendezvous:
+def _rendezvous(settings: Mapping[str, Any]) -> Rendezvous:
     """Return where torchrun's ranks meet for this job, the same on each."""
     from inco.engine.ranks import Rendezvous
 
-    return Rendezvous(f"{folder}/{digest(settings)}/{settings['seed']}")
+    # of settings alone: nodes may have different working directories
+    return Rendezvous(f"{digest(settings)}/{settings['seed']}")
 
 
 @contextmanager
@@ -117,8 +118,7 @@ def _ranks(settings: Mapping[str, Any], rendezvous: Rendezvous | None) -> Iterat
     else:
         from inco.engine.ranks import Ranks
 
-        world = int(os.environ["WORLD_SIZE"])
-        with closing(Ranks.join(0, world, settings["engine"]["device"], rendezvous)) as ranks:
+        with Ranks.joined_by_torchrun(settings["engine"]["device"], rendezvous) as ranks:
             yield ranks
 
 
@@ -128,21 +128,20 @@ def local_ranks(settings: Mapping[str, Any]) -> Iterator[Ranks]:
 
     They are on their way before torch is imported here.
     """
-    cohort = max(1, int(settings["num_clients"] * settings["sample_ratio"] + 1e-9))
-    engine = settings["engine"]
-    world = how_many(engine["workers"], engine["device"], cohort)
-    # threads beside workers fight for cores
+    # before torch is imported, which the count of GPUs may do: threads beside workers fight for
+    # cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # what cuBLAS needs to give equal bits run to run
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cohort = max(1, int(settings["num_clients"] * settings["sample_ratio"] + 1e-9))
+    engine = settings["engine"]
+    world = how_many(engine["workers"], engine["device"], cohort)
     with local_workers(settings, world) as workers:
         prepare()  # while the workers do the same
         from inco.engine.ranks import Ranks
 
         workers.wait_until_ready()
-        with closing(Ranks.join(0, world, engine["device"], str(workers.store))) as ranks:
+        with Ranks.joined(0, world, engine["device"], str(workers.store)) as ranks:
             try:
                 yield ranks
             except BaseException as error:
@@ -152,25 +151,31 @@ def local_ranks(settings: Mapping[str, Any]) -> Iterator[Ranks]:
 
 def follow_torchrun(settings: Mapping[str, Any], folder: Path) -> None:
     """Be a rank that torchrun has started, if rank 0 finds that there is something to do."""
-    rendezvous = _rendezvous(settings, folder)
+    rendezvous = _rendezvous(settings)
     if rendezvous.goes_ahead():
-        rank = int(os.environ["RANK"])
-        follow(with_state_dir(settings, folder), rank, int(os.environ["WORLD_SIZE"]), rendezvous)
+        from inco.engine.ranks import Ranks
+
+        with Ranks.joined_by_torchrun(settings["engine"]["device"], rendezvous) as ranks:
+            _follow(with_state_dir(settings, folder), ranks, [])
 
 
-def follow(settings: Mapping[str, Any], rank: int, world: int, store: str | Rendezvous) -> None:
-    """Be a rank other than 0: the same rounds, no record."""
-    from inco.assembly import assemble
+def follow(settings: Mapping[str, Any], rank: int, world: int, store: str) -> None:
+    """Be a local worker, a rank other than 0: the same rounds, no record."""
     from inco.engine.ranks import Ranks
 
-    with closing(Ranks.join(rank, world, settings["engine"]["device"], store)) as ranks:
-        run = assemble(settings, ranks)
-        state = begin(run, ranks, settings, None)
-        callbacks: list[Callback] = []
-        if isinstance(store, str):
-            callbacks.append(_ClientNote(activity_file(Path(store).parent, rank)))
-        run.simulator.run(state, settings["rounds"], callbacks)
-        peak_memory(ranks)
+    note = _ClientNote(activity_file(Path(store).parent, rank))
+    with Ranks.joined(rank, world, settings["engine"]["device"], store) as ranks:
+        _follow(settings, ranks, [note])
+
+
+def _follow(settings: Mapping[str, Any], ranks: Ranks, callbacks: list[Callback]) -> None:
+    from inco.assembly import assemble
+
+    run = assemble(settings, ranks)
+    state = begin(run, ranks, settings, None)
+    ranks.barrier()  # until rank 0 has wiped the folder, if it starts over
+    run.simulator.run(state, settings["rounds"], callbacks)
+    peak_memory(ranks)
 
 
 class _ClientNote(Callback):

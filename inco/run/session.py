@@ -68,6 +68,7 @@ class Session:
         self._run = assemble(self.settings, ranks)
         state = begin(self._run, ranks, self.settings, self._saved())
         self._take_folder(state.round)
+        ranks.barrier()  # nobody trains before a former run's files are gone
         self._announce(ranks, state.round)
         self._train(ranks, state)
         return self._finish(ranks, state)

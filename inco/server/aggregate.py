@@ -23,15 +23,14 @@ class Holders:
     """How many clients of the population hold each level, and of them, how many have each class,
     float64 [classes].
 
-    `anybody`: number of all clients, where everyone comes to hold everything in time: levels or
-    windows that move; `anybody_by_class`: of them, how many have each class, as nobody comes to
-    hold the rows of a class that it lacks.
+    `everyone`: only where levels or slices move, so that each client holds every coordinate sooner
+    or later: the number of all clients. `everyone_by_class`: how many of them have each class.
     """
 
     levels: Mapping[int, float]
     by_class: Mapping[int, Tensor] = field(default_factory=dict)
-    anybody: float | None = None
-    anybody_by_class: Tensor | None = None
+    everyone: float | None = None
+    everyone_by_class: Tensor | None = None
 
 
 class Cohort:
@@ -76,7 +75,7 @@ class Cohort:
         return len(task.examples) if weighting == "examples" else 1
 
     def shares(self, task: ClientTask) -> dict[str, float]:
-        """Return a client's part of the mean of each upload, over the whole cohort."""
+        """Return, for each upload, a client's weight divided by that of the whole cohort."""
         return {
             name: self.weight(task, upload.weighting) / self.totals[upload.weighting]
             for name, upload in self.uploads.items()
@@ -86,8 +85,8 @@ class Cohort:
         """Return the summed weight of the holders of each entry of an upload, float64.
 
         `name`: of an upload with entries of its own.
-        Each weight is multiplied by what the entry counts for the client's level; entries of a
-        class count only clients that have the class.
+        Each weight is multiplied by the slice's weight of the entry; rows of a class count only
+        clients that have the class.
         """
         weights = [self.weight(t, upload.weighting) for t in self.tasks]
         return self._sum(weights, self._holding(upload, name), entries_of(upload, self.sizes))
@@ -139,6 +138,7 @@ class Cohort:
             for level, where in holding.items()
             if by_class and where.rows is not None
         }
+        # what has been added above counts clients without the class as well
         for r in rows.values():
             held[r.place.to(held.device)] = 0.0
         for level, r in rows.items():
@@ -166,10 +166,10 @@ class Cohort:
         ones = [1] * len(self.tasks)
         takers = self._sum(ones, self._holding(Upload()), size, weighted=False)
         holders = self.holders
-        if holders.anybody is not None:
-            takers.div_(holders.anybody)
-            if holders.anybody_by_class is not None:
-                scale = holders.anybody / holders.anybody_by_class.clamp(min=1)
+        if holders.everyone is not None:
+            takers.div_(holders.everyone)
+            if holders.everyone_by_class is not None:
+                scale = holders.everyone / holders.everyone_by_class.clamp(min=1)
                 place, owner = self._class_places()
                 takers[place] *= scale.to(takers.device)[owner]
             return takers.float()

@@ -16,7 +16,8 @@ from inco.errors import NumericError
 from inco.flat import Layout, Slice
 from inco.types import ClientResult, ClientTask, SubModel, Upload
 
-# Shares of a cohort sum to one, so a sum is at most the largest upload: that is this many steps.
+# A sum of shares times values is below the upload's limit, which is this many steps: it fits into
+# 64 bits, with a bit to spare for the rounding of each term.
 _SUM_LIMIT = 2.0**62
 # Elements worked on at once: on a CPU they stay in a core's cache, on a GPU each piece is a launch.
 _CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}
@@ -71,8 +72,8 @@ class RoundSums:
         sub: SubModel,
         shares: Mapping[str, float],
     ) -> None:
-        """Add one client at its `position` in the cohort. `shares`: its part of each mean, over the
-        whole cohort.
+        """Add one client at its `position` in the cohort. `shares`: for each upload, the client's
+        weight divided by that of the whole cohort.
 
         Raises NumericError where its loss or an upload is not finite, or too large to be summed
         exactly; nothing of it is added then.
@@ -80,7 +81,7 @@ class RoundSums:
         held = {name: sub.held(upload, name) for name, upload in self.uploads.items()}
         self._check(result, held)
         for name, where in held.items():
-            values = _present(result.vectors[name], where, result.task)
+            values = _zero_absent_classes(result.vectors[name], where, result.task)
             factor = shares[name] * steps_in_one(self.uploads[name])
             self._add(self.vectors[name], where, values, factor)
         # its bits: one term, no rounding
@@ -136,10 +137,8 @@ class RoundSums:
             yield begin, whole
 
 
-def _present(values: Tensor, where: Slice, task: ClientTask) -> Tensor:
-    """Return an upload with zero where the client has no say: entries of classes that it has no
-    example of.
-    """
+def _zero_absent_classes(values: Tensor, where: Slice, task: ClientTask) -> Tensor:
+    """Return an upload with zero in rows of classes of which the client has no example."""
     rows = where.rows
     if rows is None or task.classes is None:
         return values

@@ -55,8 +55,8 @@ class Split(ABC):
     moving: bool = False
     norm: Norm = Norm()
     weighting: str = "clients"
-    """Whether a coordinate counts more where its layer is wider ("width"), beside the algorithm's
-    weights.
+    """What holders of a coordinate count, beside the algorithm's weighting: "clients", all alike;
+    "width", in proportion to the width of the client's layer.
     """
 
     @abstractmethod

@@ -5,6 +5,8 @@ written, in which coordinates, which files may go, and errors that name the file
 import errno
 import gc
 import os
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -68,9 +70,9 @@ def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ClientStore:
-    return ClientStore(str(tmp_path), False, P, B)
+@pytest.fixture(params=[0, 1 << 20], ids=["from files", "from memory"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> ClientStore:
+    return ClientStore(str(tmp_path), False, P, B, memory=request.param)
 
 
 def play(store: ClientStore, cohorts: Sequence[Sequence[int]], level: int = 0) -> None:
@@ -79,6 +81,7 @@ def play(store: ClientStore, cohorts: Sequence[Sequence[int]], level: int = 0) -
         for client in clients:
             store.save(task(client, round, level), SUBS[level], state(round, level))
         store.advance(round, clients)
+    store.flush()
 
 
 def told(folder: Path, cohorts: Sequence[Sequence[int]], moving: bool = False) -> ClientStore:
@@ -116,7 +119,9 @@ def test_states_are_kept_apart(store: ClientStore) -> None:
         store.save(task(client, 1), SUBS[0], {"a": torch.full((7,), float(client))})
     store.advance(1, clients)
     assert [store.load(task(c, 2), SUBS[0])["a"][0].item() for c in clients] == clients  # type: ignore[index]
-    assert store.load(task(2, 2), SUBS[0]) is None and len(files(store.folder)) == len(clients)
+    assert store.load(task(2, 2), SUBS[0]) is None
+    store.flush()
+    assert len(files(store.folder)) == len(clients)
 
 
 def test_a_loaded_state_is_the_callers_own(store: ClientStore) -> None:
@@ -148,11 +153,14 @@ def test_a_state_counts_when_its_round_has_succeeded(store: ClientStore) -> None
     assert store.load(task(5, 2), SUBS[0]) is None
     store.advance(1, [5])
     store.save(task(5, 2), SUBS[0], state(99))
+    store.flush()
     assert len(files(store.folder)) == 2
     assert all(same(store.load(task(5, r), SUBS[0]), state(1)) for r in (2, 3))
     store.save(task(5, 2), SUBS[0], state(2))
     store.advance(2, [5])
-    assert same(store.load(task(5, 3), SUBS[0]), state(2)) and len(files(store.folder)) == 2
+    assert same(store.load(task(5, 3), SUBS[0]), state(2))
+    store.flush()
+    assert len(files(store.folder)) == 2
 
 
 def test_the_task_says_which_state(store: ClientStore) -> None:
@@ -227,6 +235,43 @@ def test_pruning_keeps_what_can_be_read_and_nothing_else(
                 assert same(found, state(before[-1])) if before else found is None
 
 
+def test_memory_is_bounded_and_files_hold_the_rest(tmp_path: Path) -> None:
+    """Room for three states: the three used last are not read, and of the others every bit is as
+    it was saved.
+    """
+    size = sum(t.nbytes for t in state(1).values())
+    store = ClientStore(str(tmp_path), False, P, B, memory=3 * size)
+    play(store, [[1], [2], [3], [4], [5]])
+    read: list[str] = []
+    from_file = store._read
+    store._read = lambda path: read.append(path.name) or from_file(path)  # type: ignore[method-assign,func-returns-value]
+    for client, hits in ((5, 0), (3, 0), (1, 1), (5, 1), (3, 1), (4, 2), (5, 2), (3, 2), (1, 3)):
+        assert same(store.load(task(client, 9), SUBS[0]), state(client))
+        assert len(read) == hits, client
+    assert store._recent._held == 3 * size
+
+
+def test_what_waits_to_be_written_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is slower than training holds the run up before memory fills."""
+    store = ClientStore(str(tmp_path), False, P, B)
+    size = sum(t.nbytes for t in state(1).values())
+    monkeypatch.setattr("inco.clients.store._WAITING", 2 * size)
+    go = threading.Event()
+    write = store._write
+    store._write = lambda task, state: (go.wait(), write(task, state))  # type: ignore[method-assign,assignment,return-value]
+    for client in (1, 2):
+        store.save(task(client, 1), SUBS[0], state(client))
+    assert not files(tmp_path), "behind the training"
+    threading.Timer(0.3, go.set).start()
+    began = time.monotonic()
+    store.save(task(3, 1), SUBS[0], state(3))
+    assert time.monotonic() - began > 0.2
+    store.flush()
+    assert len(files(tmp_path)) == 3
+
+
 def damage(path: Path, how: str | int) -> None:
     data = path.read_bytes()
     if isinstance(how, int):  # one bit, so many percent into the file
@@ -282,6 +327,7 @@ def test_a_full_disk_leaves_the_former_state(
     with monkeypatch.context() as patched, pytest.raises(StorageError, match=text):
         patched.setattr("os.replace", full)
         store.save(task(1, 2), SUBS[0], state(2))
+        store.flush()
     assert len(files(store.folder)) == 1 and same(store.load(task(1, 2), SUBS[0]), state(1))
 
 
@@ -290,7 +336,9 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         StorageError, match=r"engine\.state_dir=.*file: cannot write client 1's state"
     ):
-        ClientStore(str(tmp_path / "file"), False, P, B).save(task(1, 1), SUBS[0], state(1))
+        store = ClientStore(str(tmp_path / "file"), False, P, B)
+        store.save(task(1, 1), SUBS[0], state(1))
+        store.flush()
 
 
 @pytest.mark.full
