@@ -31,7 +31,7 @@ from inco.diagnostics import Subject
 from inco.engine.device import set_precision
 from inco.engine.engine import Engine
 from inco.engine.ranks import Ranks
-from inco.errors import ConfigError
+from inco.errors import ConfigError, DataError
 from inco.evaluation.batchnorm import StaticNorm
 from inco.evaluation.evaluator import Evaluator
 from inco.fast.cuda_graphs import CapturedPasses, CudaGraphs
@@ -69,6 +69,8 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
     algorithm = parts.algorithm
 
     dataset: Dataset = ranks.local_first(parts.source.load)
+    if ranks.spans_nodes:
+        _check_same_data(dataset, ranks)
     partition = _partition(settings, parts, dataset)
     classes = _classes_held(partition, dataset).to(ranks.device)  # tasks carry views of it
     clients = settings["num_clients"], settings["sample_ratio"]
@@ -124,6 +126,17 @@ def assemble(settings: Mapping[str, Any], ranks: Ranks) -> Assembly:
         eval_every=settings["eval_every"],
     )
     return Assembly(simulator, dataset, partition, split, costs, trainer, evaluator)
+
+
+def _check_same_data(dataset: Dataset, ranks: Ranks) -> None:
+    """Raise DataError where nodes have data sets of their own that differ."""
+    digests = ranks.gather(dataset.digest)
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise DataError(
+                f"dataset: rank {rank} has other data than rank 0 (sha256 {digest[:12]} and"
+                f" {digests[0][:12]}); give every node the same files"
+            )
 
 
 def _store(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from inco.errors import ConfigError, PeerLost
 _LONGEST = timedelta(hours=6)  # a rank may train one long client while the others wait
 _SUM_S = 600.0  # of a sum on GPUs, for which all ranks are there
 _JOIN_S = 600.0  # until every rank has imported what it needs
+_CLOSE_S = 3.0  # until a collective that was left has ended with its peers
 _PAUSE_S = 2e-3  # the longest between two looks at a collective
 
 
@@ -38,6 +40,7 @@ class Ranks:
     world: int
     device: torch.device
     nccl: bool = False
+    _unfinished: list[dist.Work] = field(default_factory=list)
 
     @classmethod
     def join(cls, rank: int, world: int, device: str, store: str | Rendezvous) -> Ranks:
@@ -57,17 +60,17 @@ class Ranks:
         dist.init_process_group(backend, store=keys, rank=rank, world_size=world, timeout=_LONGEST)
         return cls(rank, world, place, nccl)
 
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether there are ranks on other machines."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world)) < self.world
+
     @classmethod
     @contextmanager
     def joined(cls, rank: int, world: int, device: str, store: str | Rendezvous) -> Iterator[Ranks]:
         """Be in the group inside the block; see `join`."""
-        ranks = cls.join(rank, world, device, store)
-        try:
+        with closing(cls.join(rank, world, device, store)) as ranks:
             yield ranks
-        except BaseException:
-            ranks.close(failed=True)
-            raise
-        ranks.close()
 
     @classmethod
     @contextmanager
@@ -160,6 +163,7 @@ class Ranks:
         pause = _PAUSE_S / 64
         with _peers():
             work = collective(*args, async_op=True)
+            self._unfinished.append(work)
             while not work.is_completed():
                 if time.monotonic() > until:
                     raise PeerLost(
@@ -168,21 +172,30 @@ class Ranks:
                     )
                 time.sleep(pause)
                 pause = min(1.5 * pause, _PAUSE_S)
+            self._unfinished.clear()
             work.wait()
 
-    def close(self, failed: bool = False) -> None:
+    def close(self) -> None:
         """Leave the group.
 
-        `failed`: others may be in a collective that this rank will not enter, and an orderly end
-        would wait for them.
+        Taking it down waits for a collective whose wait was interrupted. That ends where the others
+        are gone, and not where they are silent: then the group is left to the process's end.
         """
-        if not dist.is_initialized():
+        group = dist.group.WORLD if dist.is_initialized() else None
+        if group is None:
             return
-        group = dist.group.WORLD
-        if failed and self.nccl and group is not None:
+        if self._unfinished and self.nccl:
             with suppress(RuntimeError):
                 group.abort()
-        dist.destroy_process_group()
+        until = time.monotonic() + _CLOSE_S
+        while not all(work.is_completed() for work in self._unfinished):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
+        else:
+            dist.destroy_process_group()
+            return
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))  # so that nobody takes it down
 
 
 def _bytes(value: Any) -> Tensor:
