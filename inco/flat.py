@@ -12,7 +12,7 @@ import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -131,6 +131,18 @@ class ClassRows:
     local: Tensor
     place: Tensor
     owner: Tensor
+
+    def on(self, device: torch.device) -> ClassRows:
+        """Return the same on a device; the copy is made once."""
+        if device.type == "cpu":
+            return self
+        if device not in self._copies:
+            self._copies[device] = ClassRows(
+                self.local.to(device), self.place.to(device), self.owner.to(device)
+            )
+        return self._copies[device]
+
+    _copies: dict[torch.device, ClassRows] = field(default_factory=dict)
 
 
 class Slice:
@@ -319,28 +331,40 @@ class BoundModel:
         self.w = w.narrow(0, 0, params.numel)
         self.g = g.narrow(0, 0, params.numel)
         self.b = torch.zeros(buffers.numel, device=device, dtype=dtype)
-        self._counters: list[tuple[Tensor, Tensor]] = []
-        self._batch_counters: list[tuple[_BatchNorm, Tensor]] = []
         for name, p in model.named_parameters():
             if name not in params.entries:  # frozen: not the server's business
                 continue
             params.view(self.w, name).copy_(p.data)
             p.data = params.view(self.w, name)
             p.grad = params.view(self.g, name)
+        self._bind_counters()
         for name, buffer in model.named_buffers():
-            self._bind_buffer(name, buffer)
+            if not buffers.entries[name].integer:
+                self._owner(name)._buffers[_leaf(name)] = buffers.view(self.b, name).copy_(buffer)
 
-    def _bind_buffer(self, name: str, buffer: Tensor) -> None:
-        view = self.buffers.view(self.b, name)
-        view.copy_(buffer)
-        path, _, leaf = name.rpartition(".")
-        owner = self.model.get_submodule(path)
-        if not self.buffers.entries[name].integer:
-            owner._buffers[leaf] = view
-            return
-        self._counters.append((buffer, view))
-        if isinstance(owner, _BatchNorm) and owner.momentum is not None:
-            self._batch_counters.append((owner, buffer))
+    def _owner(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name.rpartition(".")[0])
+
+    def _bind_counters(self) -> None:
+        """Let the model's integer buffers be views of one vector, which is copied from and to `b`
+        at once.
+        """
+        names = [name for name, e in self.buffers.entries.items() if e.integer]
+        own = dict(self.model.named_buffers())
+        whole = [own[name].long().flatten() for name in names]
+        device = self.b.device
+        self._counters = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *whole])
+        places = [self.buffers.entries[name] for name in names]
+        at = [torch.arange(e.offset, e.offset + e.numel) for e in places]
+        self._counters_at = torch.cat([torch.empty(0, dtype=torch.int64), *at]).to(device)
+        self.b.index_copy_(0, self._counters_at, self._counters.to(self.b.dtype))
+        parts = self._counters.split([e.numel for e in places])
+        self._batch_counters: list[tuple[_BatchNorm, Tensor]] = []
+        for name, part in zip(names, parts, strict=True):
+            owner = self._owner(name)
+            owner._buffers[_leaf(name)] = part.view(own[name].shape)
+            if isinstance(owner, _BatchNorm) and owner.momentum is not None:
+                self._batch_counters.append((owner, part.view(own[name].shape)))
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -357,8 +381,9 @@ class BoundModel:
 
     def count_batches(self, number: int) -> None:
         """Add a number of batches to BatchNorm's counters."""
-        for _, counter in self._batch_counters:
-            counter.add_(number)
+        counters = [counter for _, counter in self._batch_counters]
+        if counters:
+            torch._foreach_add_(counters, number)
 
     def load(self, w: Tensor, b: Tensor, params: Slice, buffers: Slice) -> None:
         """Fill the model with its slice of the server's parameters `w` [P] and buffers `b` [B]."""
@@ -373,14 +398,18 @@ class BoundModel:
     def set_buffers(self, b: Tensor) -> None:
         """Set the buffers, counters included."""
         self.b.copy_(b)
-        for counter, view in self._counters:
-            counter.copy_(view)
+        if len(self._counters):
+            self._counters.copy_(self.b.index_select(0, self._counters_at))
 
     def read_buffers(self) -> Tensor:
         """Return the buffers as they are now, counters included."""
-        for counter, view in self._counters:
-            view.copy_(counter)
+        if len(self._counters):
+            self.b.index_copy_(0, self._counters_at, self._counters.to(self.b.dtype))
         return self.b
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def layouts_of(model: nn.Module, axes: Mapping[str, Axes] | None = None) -> tuple[Layout, Layout]:

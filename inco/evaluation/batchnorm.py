@@ -51,7 +51,7 @@ class StaticNorm:
         count = have if images is None else min(images, have)
         # a sorted set would have one class a batch
         mixed = torch.randperm(count, generator=generator(seed, "statistics_order"))
-        self.examples = torch.arange(count)[mixed] * have // count
+        self.examples = (torch.arange(count)[mixed] * have // count).to(pool.device)
         self.starts = list(range(0, count, BATCH))
         if len(self.starts) > 1 and count - self.starts[-1] < 2:
             self.starts.pop()  # one image has no variance
@@ -75,9 +75,7 @@ class StaticNorm:
         start = self.starts[number]
         stop = self.starts[number + 1] if number + 1 < len(self.starts) else len(self.examples)
         stream = generator(self.seed, "statistics", round, number, device=self.pool.device)
-        x, _ = take(
-            self.train, self.examples[start:stop].to(self.pool.device), self.transform, stream
-        )
+        x, _ = take(self.train, self.examples[start:stop], self.transform, stream)
         found: dict[nn.Module, Tensor] = {}
         with _watched(model, lambda norm, z: found.__setitem__(norm, torch.cat(_statistics(z)))):
             # without statistics of their own, norms take the batch's; early heads stay out

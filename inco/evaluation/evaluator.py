@@ -228,6 +228,5 @@ def _judged(output: Output, y: Tensor) -> Tensor:
     loss = F.cross_entropy(logits, y, reduction="sum").double()
     broken = ~(loss < 2.0**24)
     fixed = torch.where(broken, 0.0, loss * _LOSS_STEPS).round().long()
-    return torch.stack(
-        [(logits.argmax(1) == y).sum(), torch.tensor(len(y), device=y.device), fixed, broken.long()]
-    )
+    count = torch.full_like(fixed, len(y))
+    return torch.stack([(logits.argmax(1) == y).sum(), count, fixed, broken.long()])

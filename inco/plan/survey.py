@@ -28,7 +28,6 @@ from inco.types import ClientTask, LocalRun, SubModel
 _KEY_BYTES = 48
 _ROW_BYTES = 700
 _FIXED_BYTES = 500_000  # report, pictures, log, settings: measured on runs of the default size
-_DIGEST_BYTES = 32  # behind a client's vectors
 _SHA256 = "0" * 64
 
 
@@ -117,7 +116,7 @@ def client_file_bytes(algorithm: Algorithm, sub: SubModel, split: Split, moving:
             if name not in algorithm.kept_whole and vector.numel() > 1:
                 layout = split.buffers if name.startswith("buffers") else split.params
                 tensors[name] = torch.zeros((), dtype=vector.dtype).expand(layout.numel)
-    return _tensor_file_bytes(tensors) + _DIGEST_BYTES
+    return _tensor_file_bytes(tensors, {"__metadata__": {"sha256": _SHA256}})
 
 
 def _first_state(algorithm: Algorithm, sub: SubModel) -> dict[str, Tensor]:
@@ -136,10 +135,12 @@ def _first_state(algorithm: Algorithm, sub: SubModel) -> dict[str, Tensor]:
     return run.state
 
 
-def _tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
+def _tensor_file_bytes(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> int:
     """Return the size of a safetensors file: a length, a JSON header, the numbers."""
     end = 0
-    header = {}
+    header: dict[str, Any] = dict(metadata or {})
     # as safetensors writes them
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         vector = tensors[name]

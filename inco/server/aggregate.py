@@ -134,16 +134,15 @@ class Cohort:
         for level, where in holding.items():
             where.add(held, levels[level], weighted)
         rows = {
-            level: where.rows
+            level: where.rows.on(held.device)
             for level, where in holding.items()
             if by_class and where.rows is not None
         }
         # what has been added above counts clients without the class as well
         for r in rows.values():
-            held[r.place.to(held.device)] = 0.0
+            held[r.place] = 0.0
         for level, r in rows.items():
-            counts = by_class[level].to(held.device)
-            held.index_add_(0, r.place.to(held.device), counts[r.owner.to(held.device)])
+            held.index_add_(0, r.place, by_class[level].to(held.device)[r.owner])
         return held
 
     def mean(self, numbers: Sequence[float], weighting: Weighting) -> Tensor:
@@ -181,9 +180,9 @@ class Cohort:
         """Return every coordinate that belongs to a class, once, and its class."""
         owners = torch.full((self.sizes["params"],), -1, dtype=torch.int64, device=self.device)
         for sub in self.submodels.values():
-            rows = sub.params.rows
-            if rows is not None:
-                owners[rows.place.to(self.device)] = rows.owner.to(self.device)
+            if sub.params.rows is not None:
+                rows = sub.params.rows.on(owners.device)
+                owners[rows.place] = rows.owner
         place = (owners >= 0).nonzero().flatten()
         return place, owners[place]
 
@@ -191,9 +190,10 @@ class Cohort:
         """Turn reduced sums into means over the holders that were not skipped; coordinates that
         nobody holds get zero.
         """
-        if sums.skipped.any():
-            return self._without(sums.skipped.tolist())._average(sums)
-        return self._average(sums)
+        numbers = sums.numbers.cpu()
+        skipped = numbers[2].tolist()
+        left = self._without(skipped) if any(skipped) else self
+        return left._average(sums, numbers)
 
     def _without(self, skipped: Sequence[int]) -> Cohort:
         """Return the cohort without some of its clients.
@@ -207,7 +207,7 @@ class Cohort:
         left.examples = tuple(self.examples[k] for k in left.positions)
         return left
 
-    def _average(self, sums: RoundSums) -> Aggregate:
+    def _average(self, sums: RoundSums, numbers: Tensor) -> Aggregate:
         means: dict[str, Tensor] = {}
         covered = {
             part: torch.zeros(size, dtype=torch.bool, device=self.device)
@@ -227,7 +227,7 @@ class Cohort:
             mean=means,
             covered=covered["params"],
             buffers_covered=covered["buffers"],
-            clients=self._rows(sums),
+            clients=self._rows(numbers),
             participation=self.participation,
         )
 
@@ -239,12 +239,12 @@ class Cohort:
             groups.setdefault((shared, upload.weighting), []).append(name)
         return list(groups.values())
 
-    def _rows(self, sums: RoundSums) -> tuple[ClientRow, ...]:
-        losses = sums.losses.view(torch.float64).tolist()
-        steps = sums.steps.tolist()
-        numbers = zip(self.tasks, self.positions, strict=True)
+    def _rows(self, numbers: Tensor) -> tuple[ClientRow, ...]:
+        losses = numbers[0].view(torch.float64).tolist()
+        steps = numbers[1].tolist()
         return tuple(
-            ClientRow(t.client, t.level, len(t.examples), losses[k], steps[k]) for t, k in numbers
+            ClientRow(t.client, t.level, len(t.examples), losses[k], steps[k])
+            for t, k in zip(self.tasks, self.positions, strict=True)
         )
 
 

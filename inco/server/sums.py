@@ -7,6 +7,7 @@ associatively. A round's sums lie in one vector and take one reduction.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -56,6 +57,7 @@ class RoundSums:
         lengths += [cohort_size] * 3
         self.total = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
         *vectors, self.losses, self.steps, self.skipped = self.total.split(lengths)
+        self.numbers = self.total[-3 * cohort_size :].view(3, cohort_size)
         self.vectors = dict(zip(uploads, vectors, strict=True))
         chunk = min(_CHUNK[self.total.device.type], max(lengths))
         self._wide = torch.empty(chunk, dtype=torch.float64, device=device)
@@ -85,7 +87,7 @@ class RoundSums:
             factor = shares[name] * steps_in_one(self.uploads[name])
             self._add(self.vectors[name], where, values, factor)
         # its bits: one term, no rounding
-        self.losses[position] = torch.tensor(result.loss, dtype=torch.float64).view(torch.int64)
+        self.losses[position] = struct.unpack("q", struct.pack("d", result.loss))[0]
         self.steps[position] = result.steps
 
     def skip(self, position: int) -> None:
@@ -95,14 +97,14 @@ class RoundSums:
     def _check(self, result: ClientResult, held: Mapping[str, Slice]) -> None:
         if not math.isfinite(result.loss):
             raise NumericError(_diverged(result.task, f"its mean training loss is {result.loss}"))
-        for name, where in held.items():
-            values = result.vectors[name]
-            if values.numel():
-                limit = self.uploads[name].limit
-                low, high = torch.aminmax(values)  # both NaN where any value is
-                if not (low > -limit and high < limit):
-                    what = _describe(values, where.layout, name, limit)
-                    raise NumericError(_diverged(result.task, what))
+        names = [name for name in held if result.vectors[name].numel()]
+        # one wait for the device: both are NaN where any value is
+        bounds = [torch.stack(torch.aminmax(result.vectors[name])).double() for name in names]
+        for name, (low, high) in zip(names, torch.stack(bounds).tolist(), strict=True):
+            limit = self.uploads[name].limit
+            if not (low > -limit and high < limit):
+                what = _describe(result.vectors[name], held[name].layout, name, limit)
+                raise NumericError(_diverged(result.task, what))
 
     def _add(self, total: Tensor, where: Slice, values: Tensor, factor: float) -> None:
         """Add a client's values, each times a factor and rounded, to the sums of its entries."""
@@ -139,11 +141,11 @@ class RoundSums:
 
 def _zero_absent_classes(values: Tensor, where: Slice, task: ClientTask) -> Tensor:
     """Return an upload with zero in rows of classes of which the client has no example."""
-    rows = where.rows
-    if rows is None or task.classes is None:
+    if where.rows is None or task.classes is None:
         return values
+    rows = where.rows.on(values.device)
     values = values.clone()
-    values[rows.local.to(values.device)] *= task.classes[rows.owner].to(values)
+    values[rows.local] *= task.classes.to(values)[rows.owner]
     return values
 
 

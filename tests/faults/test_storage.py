@@ -243,4 +243,4 @@ def test_r16_a_missing_folder_is_made(tmp_path: Path) -> None:
         and not (tmp_path / "a").exists()
     ), "checking makes nothing"
     sit(tmp_path / "a" / "b" / "c", rounds=1)
-    assert RunRecord(tmp_path / "a/b/c").count == 1
+    assert len(RunRecord(tmp_path / "a/b/c").rows()) == 1

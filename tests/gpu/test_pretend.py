@@ -712,25 +712,20 @@ def costs(outcome: Outcome) -> Costs:
 
 # Upper bounds: lower them when a change makes a round cheaper. `tests/gpu/counts.py` prints lines.
 #
-# A client of "stage-inco" waits 7 times: for the order of its examples to be sent (`_batches` of
-# the trainer), for its loss to be read (the end of `Trainer.__call__`), for both bounds of its two
-# uploads (`RoundSums._check`), and for its loss to be sent again (`RoundSums.add`). Two of these
-# are transfers. With SCAFFOLD and classes there are besides its own vector, from and to the store
-# (`Trainer.__call__`, `ClientStore.save`), `correction.any()` in `Scaffold.local_start`, and where
-# and whose the rows of classes are, for two uploads (`_present` in inco/server/sums.py).
-# The server waits 8 times: for the norm of the update (`Simulator.round`), the metrics of InCo
-# (`_metrics` of the transform), what was skipped, losses and steps (`Cohort`), the scores
-# (`Evaluator.scores`), and the size of the batch of each of two levels to be sent (`_judged`).
-# With SCAFFOLD and classes it waits besides 24 times for where and whose the rows are, three times
-# a level in each of four sums (`Cohort._spread`), and 4 times for statistics of BatchNorm, twice a
-# level (`StaticNorm.measure` and `install`).
-# Launches that neither pass causes are above all BatchNorm's counters, one after the other
-# (`BoundModel`), the copies and sums of runs (`Slice.gather`, `RoundSums`) and InCo's layers.
+# A client of "stage-inco" waits 3 times: for the order of its examples to be sent (`_batches` of
+# the trainer), for its loss to be read (the end of `Trainer.__call__`), and for the bounds of its
+# uploads (`RoundSums._check`). With SCAFFOLD there are besides its own vector, from and to the store
+# (`Trainer.__call__`, `ClientStore.save`), and `correction.any()` in `Scaffold.local_start`.
+# The server waits 4 times: for what was skipped, losses and steps (`Cohort.average`), the norm of
+# the update (`Simulator.round`), the metrics of InCo (`_metrics` of the transform), and the scores
+# (`Evaluator.scores`); with static BatchNorm twice a level more (`StaticNorm.install`).
+# Launches that neither pass causes are above all the copies and sums of runs (`Slice.gather`,
+# `RoundSums`) and InCo's layers.
 BOUNDS = {
-    ("stage-inco", "eager"): Costs(7, 2, 364, 8, 312),
-    ("stage-inco", "graph"): Costs(7, 2, 191, 8, 312),
-    ("width-scaffold", "eager"): Costs(14, 8, 382, 36, 573),
-    ("width-scaffold", "graph"): Costs(14, 8, 120, 36, 573),
+    ("stage-inco", "eager"): Costs(3, 2, 349, 4, 305),
+    ("stage-inco", "graph"): Costs(3, 2, 176, 4, 305),
+    ("width-scaffold", "eager"): Costs(6, 4, 384, 6, 574),
+    ("width-scaffold", "graph"): Costs(6, 4, 122, 6, 574),
 }
 
 

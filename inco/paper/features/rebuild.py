@@ -25,7 +25,14 @@ from inco.run.resume import begin
 from inco.seeding import generator
 from inco.types import ServerState, SubModel
 
-_ENGINE = {"workers": 1, "device": "cpu", "mode": "eager", "state_dir": None, "profile": False}
+_ENGINE = {
+    "workers": 1,
+    "device": "cpu",
+    "mode": "eager",
+    "state_dir": None,
+    "state_memory": 0,
+    "profile": False,
+}
 
 
 @dataclass(frozen=True, eq=False)
