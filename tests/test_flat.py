@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inco.clients.local import SGD, Adam, Local, reset
-from inco.flat import _MOST_RUNS, BoundModel, Entry, Layout, Slice, layouts_of
+from inco.fast.bound import BoundModel
+from inco.flat import _MOST_RUNS, Entry, Layout, Slice, layouts_of
 
 SHAPES = {"a.weight": (3, 2), "conv": (4, 3, 2, 5), "scalar": (), "bias": (7,), "tokens": (1, 4, 3)}
 

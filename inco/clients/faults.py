@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inco.errors import ConfigError
+from inco.fast.bound import BoundModel
 from inco.fast.cuda_graphs import plain_pass
 from inco.fast.shapes import unfilled
-from inco.flat import BoundModel
 from inco.machine import instruction_set
 from inco.types import ClientTask, SubModel
 

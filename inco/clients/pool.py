@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from inco.clients.local import Local, Optimizer
-from inco.flat import BoundModel
+from inco.fast.bound import BoundModel
 from inco.types import SubModel
 
 

@@ -14,8 +14,8 @@ from inco.clients.store import ClientStore
 from inco.clients.uplink import Uplink
 from inco.data.dataset import Images
 from inco.data.transforms import Transform
+from inco.fast.bound import BoundModel
 from inco.fast.cuda_graphs import CapturedPasses, plain_pass
-from inco.flat import BoundModel
 from inco.seeding import default_generator, generator, seed_for
 from inco.spans import span
 from inco.types import ClientResult, ClientTask, LocalRun, Objective, SubModel, cross_entropy

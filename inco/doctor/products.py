@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from inco.fast.bound import BoundModel
 from inco.fast.cuda_graphs import plain_pass
-from inco.flat import BoundModel, layouts_of
+from inco.flat import layouts_of
 from inco.models.cnn import CNNFamily
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily

@@ -20,8 +20,8 @@ from inco.engine.failure import client_failed
 from inco.engine.ranks import Ranks
 from inco.errors import InCoError, NumericError, PeerLost, WorkerError
 from inco.evaluation.evaluator import Evaluator, Score
+from inco.fast.bound import BoundModel
 from inco.fast.schedule import assign
-from inco.flat import BoundModel
 from inco.server.aggregate import Cohort, Holders
 from inco.server.sums import RoundSums
 from inco.spans import span

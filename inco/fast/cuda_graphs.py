@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inco.algorithms.fedavg import Algorithm
-from inco.flat import BoundModel
+from inco.fast.bound import BoundModel
 from inco.seeding import default_generator
 from inco.types import ClientTask, Objective, Output
 

@@ -20,7 +20,8 @@ from inco.algorithms.moon import Moon
 from inco.algorithms.scaffold import Scaffold
 from inco.clients.local import SGD, Adam, Local
 from inco.clients.trainer import train_locally
-from inco.flat import BoundModel, Layout, layouts_of
+from inco.fast.bound import BoundModel
+from inco.flat import Layout, layouts_of
 from inco.types import ClientTask, LocalRun, Output, Weighting
 
 with np.load(Path(__file__).parents[1] / "golden" / "niid_local_seed7.npz") as file:

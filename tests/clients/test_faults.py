@@ -240,7 +240,7 @@ def test_built_in_models_never_reach_it(
 ) -> None:
     """On images large enough for every instruction set, at widths narrower than any register."""
     from inco.config.targets import build
-    from inco.flat import BoundModel
+    from inco.fast.bound import BoundModel
 
     settings = settings_of(
         *SMALL, f"split={split}", "model.widths=[4,8,12,16]", f"model.stem={stem}"

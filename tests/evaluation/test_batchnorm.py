@@ -17,7 +17,7 @@ from inco.data.dataset import Images
 from inco.errors import ConfigError
 from inco.evaluation.batchnorm import BATCH, StaticNorm
 from inco.evaluation.evaluator import Evaluator
-from inco.flat import BoundModel
+from inco.fast.bound import BoundModel
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily
 from inco.splits.base import Relatives, Whole

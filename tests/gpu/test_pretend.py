@@ -28,8 +28,8 @@ from inco.data.recipes import make_recipe
 from inco.engine.engine import Engine
 from inco.evaluation.evaluator import Evaluator
 from inco.fast import cuda_graphs
+from inco.fast.bound import BoundModel
 from inco.fast.cuda_graphs import CapturedPasses
-from inco.flat import BoundModel
 from inco.models.resnet import ResNet
 from inco.seeding import generator
 from inco.server.aggregate import Cohort

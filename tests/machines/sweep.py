@@ -32,7 +32,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from inco.doctor.products import FARTHEST, step_distance  # noqa: E402
-from inco.flat import BoundModel  # noqa: E402
+from inco.fast.bound import BoundModel  # noqa: E402
 from inco.machine import INSTRUCTION_SETS, instruction_set  # noqa: E402
 from inco.seeding import generator  # noqa: E402
 from inco.types import SubModel  # noqa: E402

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from inco.algorithms.fedavg import FedAvg
 from inco.clients.costs import level_cost
 from inco.errors import ConfigError
-from inco.flat import BoundModel, layouts_of
+from inco.fast.bound import BoundModel
+from inco.flat import layouts_of
 from inco.models.base import Scaler
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily

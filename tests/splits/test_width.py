@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from inco.clients.capacity import Fixed
 from inco.errors import ConfigError
-from inco.flat import BoundModel, ClassRows, Layout, Slice, layouts_of
+from inco.fast.bound import BoundModel
+from inco.flat import ClassRows, Layout, Slice, layouts_of
 from inco.models.base import Scaler, relative
 from inco.models.resnet import ResNetFamily
 from inco.models.vit import ViTFamily

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inco.clients.trainer import Batch
 from inco.diagnostics.features import filter_normalised, surface
-from inco.flat import BoundModel
+from inco.fast.bound import BoundModel
 from inco.paper.features.rebuild import Rebuilt, level_of
 from inco.seeding import generator
 

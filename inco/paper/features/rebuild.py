@@ -15,7 +15,7 @@ from inco.clients.trainer import Batch, take
 from inco.engine.ranks import Ranks
 from inco.errors import ConfigError, DataError
 from inco.evaluation.evaluator import BATCH, Evaluator
-from inco.flat import BoundModel
+from inco.fast.bound import BoundModel
 from inco.paper.figures.groups import PARTS
 from inco.records.checkpoint import Checkpoints
 from inco.records.groups import Group, facts
