@@ -153,7 +153,9 @@ class ClientState(Subject):
             *[Slice(Layout.of({"x": torch.zeros(4)}), torch.arange(4)) for _ in range(2)],
         )  # type: ignore[arg-type, return-value]
         self.state = {"control": torch.arange(4.0), "n": torch.tensor([3.0])}
-        self._store().save(ClientTask(3, 1, 0, torch.arange(1)), self.sub, self.state)
+        store = self._store()
+        store.save(ClientTask(3, 1, 0, torch.arange(1)), self.sub, self.state)
+        store.flush()  # files are written behind
 
     def _store(self) -> ClientStore:
         return ClientStore(str(self.folder), False, 4, 4)
