@@ -21,7 +21,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "what",
         choices=WHAT,
-        help="w1, w2: a round; scale: many clients; gpu: the paper's setting; startup: run.py",
+        help="w1, w2: a round; scale: many clients; gpu: what a GPU makes of it; startup: run.py",
     )
     parser.add_argument(
         "--repeats", type=_count, help="starts of each system, in turns (default 3)"
@@ -36,6 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="w1, w2: Flower and pfl-research too (benchmarks/requirements.txt)",
     )
+    parser.add_argument("--minutes", type=_count, help="gpu: all that it may take (default 8)")
     parser.add_argument(
         "--quick",
         action="store_true",

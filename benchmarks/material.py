@@ -17,7 +17,7 @@ from inco.assembly import assemble
 from inco.clients.trainer import Batch, take
 from inco.data.dataset import Images
 from inco.engine.ranks import Ranks
-from inco.models.base import fresh, relative
+from inco.models.base import fresh
 from inco.seeding import generator
 
 
@@ -113,5 +113,4 @@ class Material:
         split: Any = self.run.split
         if level is None:
             return fresh(split.family, self.seed).to(self.device)
-        cut = split.cuts[level]
-        return relative(split.family, cut.keep, cut.form).to(self.device)
+        return split.submodel(level, 1).build().to(self.device)

@@ -77,10 +77,12 @@ def show(
     for head, side in (("system", "left"), *((h, "right") for h in COLUMNS)):
         table.add_column(head, justify=side, no_wrap=side == "right")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(row["system"], *_cells(row))
+        if row["seconds"]:
+            table.add_row(row["system"], *_cells(row))
     out.print(table)
-    for note in notes:
-        out.print(note)
+    failed = [f"{row['system']}: {row['failed']}" for row in rows if row["failed"]]
+    for note in (*failed, *notes):
+        out.print(note, markup=False)
 
 
 COLUMNS = (
@@ -97,8 +99,6 @@ COLUMNS = (
 
 
 def _cells(row: Row) -> list[str]:
-    if not row["seconds"]:
-        return [row["failed"], *[""] * (len(COLUMNS) - 1)]
     s = row["seconds"]
     return [
         number(s["median"]),

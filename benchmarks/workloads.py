@@ -109,12 +109,9 @@ WORKLOADS = {
     "gpu": Workload(
         "gpu",
         "the paper's: 100 clients, 10 a round, 5 epochs of batches of 64, Adam, ResNet26 by "
-        "stages, InCo, CIFAR-10's shape",
+        "stages, InCo, Fashion-MNIST 1x32x32",
         (
-            "dataset=synthetic",
-            "dataset.shape=[3,32,32]",
-            "dataset.num_train=50000",
-            "dataset.num_test=10000",
+            "dataset=fashion_mnist",
             "model=resnet26",
             "split=stage",
             "transform=inco",
@@ -126,6 +123,7 @@ WORKLOADS = {
             "tracker=none",
         ),
         (
+            "dataset=synthetic",
             "model.widths=[2,4,4,8]",
             "dataset.shape=[3,16,16]",
             "dataset.num_train=400",

@@ -19,6 +19,7 @@ import inco.clients.trainer
 from benchmarks.__main__ import main, parse
 from benchmarks.driver import Round, Trial, run_trial
 from benchmarks.events import Mover
+from benchmarks.gpu import Session, timed
 from benchmarks.machine import MARK, Sample, Watch
 from benchmarks.material import Material
 from benchmarks.report import rows_of
@@ -257,6 +258,34 @@ def test_startup(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_says_that_it_is_unmeasured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gpu"]) == 0 and "unmeasured" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_lines_of_gpu_are_kept_as_soon_as_they_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole of it at tiny sizes on a CPU, where a mode that captures does not."""
+    args = parse(["gpu", "--quick", "--out", str(tmp_path / "gpu.json")])
+    rows = Session(args, "no GPU", "cpu", "auto").run()
+    assert [row["system"] for row in rows] == [system.name for system in timed("cpu", "auto")]
+    assert not any(row["failed"] for row in rows)
+    lines = json.loads((tmp_path / "gpu.json").read_text())["lines"]
+    assert len(lines) == 4 + len(rows) and "\n".join(lines) in capsys.readouterr().out
+    assert "skipped" in lines[1] and "failed" not in lines[1]
+    assert "scalefl, captured against eager: the same bits" in lines[2]
+    assert all("500 rounds in" in line for line in lines[4:])
+
+
+def test_what_the_time_does_not_suffice_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.gpu.SHORTEST_S", 61)
+    out = tmp_path / "gpu.json"
+    args = parse(["gpu", "--quick", "--minutes", "1", "--out", str(out)])
+    assert Session(args, "no GPU", "cpu", "auto").run() == []
+    lines = json.loads(out.read_text())["lines"]
+    assert len(lines) == 4 + len(timed("cpu", "auto"))
+    assert all("not tried" in line for line in lines[1:])
 
 
 @pytest.mark.full

@@ -32,12 +32,12 @@ class System:
         return [package for package in self.needs if importlib.util.find_spec(package) is None]
 
 
-def product(workers: int, precision: str) -> System:
-    """InCo itself."""
-    name = f"inco {precision}, {workers} worker{'s' if workers > 1 else ''}"
-    return System(
-        name, "benchmarks.systems.product", 0, options={"workers": workers, "precision": precision}
-    )
+def product(workers: int, precision: str, mode: str = "auto") -> System:
+    """InCo itself; `mode`: `engine.mode`."""
+    ways = "" if mode == "auto" else f", {mode}"
+    name = f"inco {precision}, {workers} worker{'s' if workers > 1 else ''}{ways}"
+    options = {"workers": workers, "precision": precision, "mode": mode}
+    return System(name, "benchmarks.systems.product", 0, options=options)
 
 
 FLOOR = System("floor", "benchmarks.systems.floor", 2)

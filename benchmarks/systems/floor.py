@@ -1,6 +1,6 @@
-"""The floor: forward and backward of the very same batches on preloaded tensors, eager float32 in
-the default layout, no optimizer, and scoring in batches of 1000. It is the default way to do the
-arithmetic, not a lower bound.
+"""The floor: forward and backward of the very same batches on preloaded tensors, eager, in the
+default layout, no optimizer, and scoring in batches of 1000. It is the default way to do the
+arithmetic, not a lower bound. Its precision is float32, or the job's `precision`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.events import Laps, Reporter
 from benchmarks.material import Material
+from inco.engine.device import set_precision
 
 EVAL_BATCH = 1000
 Work = list[tuple[int, Tensor, Tensor]]  # level, images, labels of each local step
@@ -52,17 +53,21 @@ def score(model: nn.Module, x: Tensor, y: Tensor, batch: int = EVAL_BATCH) -> fl
 
 def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
     """Run the job's rounds; preloading is not timed."""
-    material = Material(job["settings"], job["options"].get("device", "cpu"))
+    device = job["options"].get("device", "cpu")
+    precision = job["options"].get("precision", "fp32")
+    material = Material(job["settings"], device)
+    set_precision(material.device, precision)
     models = {level: material.model(level) for level in material.levels}
     x, y = material.test
     reporter.ready()
     for number in range(1, job["rounds"] + 1):
         work = preload(material, number)
         lap = Laps()
-        gradient = train(models, work)
-        _finish(material)
-        trained = lap()
-        accuracy = sum(score(model, x, y) for model in models.values()) / len(models)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            gradient = train(models, work)
+            _finish(material)
+            trained = lap()
+            accuracy = sum(score(model, x, y) for model in models.values()) / len(models)
         reporter.round(
             number,
             trained,

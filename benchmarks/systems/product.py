@@ -13,7 +13,7 @@ from benchmarks.events import Mover, Reporter
 from inco.callbacks import Callback
 from inco.run.launch import local_ranks
 from inco.run.resume import begin, with_state_dir
-from inco.run.summary import peak_memory
+from inco.run.summary import peak_memory, sha256
 
 if TYPE_CHECKING:
     from inco.types import Metrics, ServerState
@@ -38,6 +38,7 @@ class Reporting(Callback):
             flops=metrics["compute/flops"],
             loss=metrics["train/loss"],
             accuracy=metrics.get("test/acc"),
+            weights_sha256=sha256(state),
         )
 
 
@@ -45,11 +46,11 @@ def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
     """Run the job's rounds."""
     options = job["options"]
     settings = job["settings"]
-    workers = options.get("workers", settings["engine"]["workers"])
+    engine = {name: options[name] for name in ("workers", "mode") if name in options}
     settings = {
         **settings,
         "rounds": job["rounds"],
-        "engine": settings["engine"] | {"workers": workers},
+        "engine": settings["engine"] | engine,
         "local": settings["local"] | {"precision": options.get("precision", "fp32")},
     }
     with tempfile.TemporaryDirectory(prefix="inco-benchmark-") as folder:
@@ -59,5 +60,6 @@ def measure(job: Mapping[str, Any], reporter: Reporter) -> None:
 
             run = assemble(settings, ranks)
             state = begin(run, ranks, settings, None)
+            ranks.barrier()  # as the other ranks do
             run.simulator.run(state, settings["rounds"], [Reporting(reporter, state)])
             peak_memory(ranks)  # the other ranks take part in it

@@ -65,9 +65,13 @@ def activity_file(folder: Path, rank: int) -> Path:
 
 
 def note(path: Path, words: str) -> None:
-    """Replace the content of a small file; what cannot be written is not worth a run."""
+    """Replace the content of a small file, at once: whoever reads it finds the old words or the
+    new ones. What cannot be written is not worth a run.
+    """
+    new = path.with_suffix(".new")
     with suppress(OSError):
-        path.write_text(words)
+        new.write_text(words)
+        os.replace(new, path)
 
 
 class LocalWorkers:

@@ -8,7 +8,9 @@ import os
 import socket
 import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +27,7 @@ from inco.engine.device import configure, set_precision, set_tf32
 from inco.engine.engine import Engine
 from inco.engine.failure import client_failed
 from inco.engine.ranks import Ranks, _all_on_own_gpus
+from inco.engine.workers import note
 from inco.errors import ConfigError, NumericError, WorkerError
 from inco.evaluation.evaluator import Evaluator
 from inco.fast.schedule import assign
@@ -373,3 +376,16 @@ def test_nodes_with_and_without_gpus_are_refused() -> None:
     keys = Keys({"device/1": b"b gpu-0"})
     with pytest.raises(ConfigError, match=r"ranks \[0\] see no GPU and the others do"):
         _all_on_own_gpus(keys, 0, 2, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_a_note_is_read_whole_while_it_is_replaced(tmp_path: Path) -> None:
+    """Whoever finds a worker dead says what it was at, even if it died while writing."""
+    path = tmp_path / "worker_1.doing"
+    words = [f"round {number}, client {number}" for number in range(300)]
+    note(path, words[0])
+    seen = set()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [note(path, text) for text in words])
+        while not writing.done():
+            seen.add(path.read_text())
+    assert seen <= set(words) and path.read_text() == words[-1]

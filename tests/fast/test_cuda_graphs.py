@@ -11,6 +11,7 @@ from support import TINY, settings_of, timeless
 import inco.assembly as wiring
 from inco.callbacks import EachRound
 from inco.config.validate import validate
+from inco.engine.device import configure
 from inco.engine.ranks import Ranks
 from inco.errors import ConfigError, WorkerError
 from inco.fast.cuda_graphs import CapturedPasses, Replay
@@ -140,12 +141,16 @@ def test_graphs_without_a_gpu_are_refused() -> None:
             )
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_graphs_have_the_eager_bits() -> None:
+@pytest.mark.parametrize("split", ["stage", "width", "scalefl"])
+def test_cuda_graphs_have_the_eager_bits(split: str) -> None:
+    device = torch.device("cuda", 0)
+    configure(device)
     states = []
     for mode in ("eager", "graph"):
         assembly = wiring.assemble(
-            settings_of(*TINY, f"engine.mode={mode}"), Ranks(0, 1, torch.device("cuda", 0))
+            settings_of(*TINY, f"split={split}", f"engine.mode={mode}"), Ranks(0, 1, device)
         )
         state = assembly.simulator.start(0)
         assembly.simulator.run(state, 2, ())

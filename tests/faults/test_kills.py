@@ -257,12 +257,13 @@ def test_r09_memory_that_runs_out_twice_is_an_error_with_a_hint(
 def test_r09_a_gpu_whose_memory_runs_out_is_told_with_its_peak(
     type_command, tmp_path: Path
 ) -> None:
-    """A batch that no GPU holds: the error gives the peak in MB and the settings that make it
-    smaller.
+    """A batch that no GPU holds, of images that any host does: the error gives the peak and the
+    settings that make it smaller.
     """
     huge = (
         "model=resnet26",
-        "dataset.shape=[3,1024,1024]",
+        "model.stem=small",
+        "dataset.shape=[3,256,256]",
         "dataset.num_train=4000",
         "local.batch_size=4000",
         "split=none",
@@ -271,7 +272,7 @@ def test_r09_a_gpu_whose_memory_runs_out_is_told_with_its_peak(
     done = type_command(*ONE, *huge, "engine.device=cuda", "hydra.run.dir=run", timeout=280)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert (
-        re.search(r"\d+ MB", done.stderr)
+        re.search(r"\d+ MiB", done.stderr)
         and "local.batch_size" in done.stderr
         and "engine.workers" in done.stderr
     )

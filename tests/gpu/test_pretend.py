@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,9 @@ from torch import Tensor
 
 import inco.clients.trainer
 import inco.clients.uplink
+import inco.flat
+import inco.server.optim
+import inco.server.sums
 from gpu.pretend import CUDA, D2H, H2D, Counts, DeviceError, Pretend, allocated
 from gpu.runs import Outcome, plain_convolutions, run
 from inco.clients.trainer import Trainer
@@ -546,6 +549,40 @@ def test_slow_mistakes_are_found_by_counting(name: str, monkeypatch: pytest.Monk
     patch(monkeypatch)
     slow = costs(run(overrides, resume=False))
     assert slow.syncs >= sound.syncs + 3  # a step each
+
+
+def counted_in_each_step(old: Any, bound: BoundModel) -> Any:
+    return nullcontext()
+
+
+def small(of: Any, name: str, size: int) -> Patch:
+    """Let work on a GPU be cut as on a CPU, or finer: vectors of these tests are short."""
+    return lambda monkeypatch: monkeypatch.setitem(getattr(of, name), "cuda", size)
+
+
+MANY_LAUNCHES: dict[str, tuple[Patch, str]] = {
+    "sums in small pieces": (small(inco.server.sums, "_CHUNK", 16), "width-scaffold"),
+    "updates in small blocks": (small(inco.server.optim, "_BLOCK", 16), "stage-adam"),
+    "as many runs of an index as on a CPU": (small(inco.flat, "_MOST_RUNS", 4096), "many-runs"),
+    "counters in each step": (method(BoundModel, "uncounted", counted_in_each_step), "stage-inco"),
+}
+
+
+@pytest.mark.parametrize("name", MANY_LAUNCHES)
+def test_many_small_launches_are_found_by_counting(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, case = MANY_LAUNCHES[name]
+    more = {
+        "stage-adam": " ".join([*STAGE, "server=adam"]),
+        "many-runs": "split=width split.levels=[0.5,1.0] model.widths=[4,8]",
+    }
+    overrides = overrides_of({**RUNS, **more}[case])
+    sound = costs(run(overrides, resume=False))
+    patch(monkeypatch)
+    slow = costs(run(overrides, resume=False))
+    found = slow.launches + slow.server_launches - sound.launches - sound.server_launches
+    assert found >= 8 and slow.syncs == sound.syncs
 
 
 def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
