@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from gpu.pretend import Counts  # noqa: E402
-from gpu.runs import Outcome, run  # noqa: E402
+from gpu.runs import Outcome, plain_convolutions, run  # noqa: E402
 
 SETTING = (
     "dataset=synthetic",
@@ -76,10 +76,11 @@ def main() -> None:
     parser.add_argument("--mode", choices=["eager", "graph"], help="only this one")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    outcomes = {
-        mode: run((*SETTING, *given.overrides), mode, strict=False, resume=False)
-        for mode in ([given.mode] if given.mode else ["eager", "graph"])
-    }
+    with plain_convolutions():
+        outcomes = {
+            mode: run((*SETTING, *given.overrides), mode, strict=False, resume=False)
+            for mode in ([given.mode] if given.mode else ["eager", "graph"])
+        }
     for mode, outcome in outcomes.items():
         report(outcome, mode, given.lines)
     if len(outcomes) == 2:
