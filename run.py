@@ -4,6 +4,12 @@ run.py --help`.
 Nothing heavy is imported here, so that help, completion and error messages come at once.
 """
 
+# ruff: noqa: E402  # Ctrl-C is heard before the imports, which take a second
+
+from inco.run.early import leave_on_interrupt
+
+leave_on_interrupt()
+
 import sys
 from pathlib import Path
 

@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(message(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("\ninterrupted; nothing has been run", file=sys.stderr)
         return 130
     return 0
 

@@ -23,9 +23,10 @@ from inco.config.naming import digest, plain
 from inco.config.validate import GROUPS, validate
 from inco.engine.workers import under_torchrun
 from inco.errors import ConfigError, InCoError
+from inco.run.early import INTERRUPTED, take_over
 from inco.run.front import Point, absent, check
 from inco.run.launch import follow_torchrun, lead
-from inco.run.signals import INTERRUPTED, PREEMPTED, exit_code, fix_exit_code
+from inco.run.signals import PREEMPTED, exit_code, fix_exit_code
 
 Ledger = dict[Path, int]
 """The exit code of each job that ran in this process, by folder."""
@@ -44,8 +45,13 @@ def front_door(main: Callable[[], Any], conf: Path, argv: Sequence[str], ledger:
         return error.exit_code
     points, sweep = checked or ([], False)
     made = {path for point in points for path in absent(point.folder)}
+    take_over()
     try:
         main()
+    except KeyboardInterrupt:  # before a job, or between two; a job's own is told by `run_job`
+        print("\ninterrupted; what has been trained is kept", file=sys.stderr, flush=True)
+        fix_exit_code(INTERRUPTED)
+        return INTERRUPTED
     finally:
         codes = _sweep_end(points, ledger) if sweep else list(ledger.values())
         for path in sorted(made, key=lambda path: len(path.parts), reverse=True):

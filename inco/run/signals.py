@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from inco.errors import InCoError
+from inco.run.early import INTERRUPTED
 
-INTERRUPTED = 130
 PREEMPTED = 75
 # how long a round under way may take to end before it is abandoned; a scheduler waits 30 s or so
 # before it kills

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ import pytest
 from processes import heard, start, wait_for_rounds, workers_of
 from support import ROOT, TINY, read_rows, read_summary, timeless
 
+from inco.run.cli import front_door
+from inco.run.early import leave_on_interrupt, take_over
 from inco.run.signals import Preempted, stoppable
 
 MANY = (*TINY, "rounds=400", "hydra.run.dir=run")
@@ -259,3 +262,48 @@ def test_a_signal_while_python_shuts_down_changes_no_exit_code(tmp_path: Path) -
         ).returncode
         == 75
     )
+
+
+def test_ctrl_c_before_a_run_ends_with_one_line(hearing: None) -> None:
+    """While Python imports: whatever is imported then, an exception could be lost in it."""
+    words = "from inco.run.early import leave_on_interrupt as on; on(); print('on', flush=True)"
+    code = f"{words}; import time; time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"on\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said == b"\ninterrupted; nothing has been run\n"
+
+
+def test_nothing_is_imported_before_ctrl_c_is_heard() -> None:
+    script = ast.parse((ROOT / "run.py").read_text()).body
+    _, first, second, *_ = script  # after the docstring
+    assert isinstance(first, ast.ImportFrom) and first.module == "inco.run.early"
+    assert ast.unparse(second) == "leave_on_interrupt()"
+    code = "import sys; import inco.run.early; print(*{'hydra', 'numpy', 'torch'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == ""
+
+
+def test_ctrl_c_between_two_jobs_ends_with_one_line(
+    tmp_path: Path,
+    hearing: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra is at work then, or a launcher: no job to tell of it."""
+
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("inco.run.cli.fix_exit_code", lambda code: None)
+    assert front_door(pressed, ROOT / "conf", [*TINY, "seed=0"], {}) == 130
+    assert capsys.readouterr().err == "\ninterrupted; what has been trained is kept\n"
+    leave_on_interrupt()
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    take_over()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
