@@ -83,11 +83,13 @@ class Node:
         torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes=2")
         where = (f"--node-rank={self.rank}", f"--master-addr={ADDRESSES[0]}")
         more = ("--nproc-per-node=1", f"--master-port={PORT}", str(ROOT / "run.py"))
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env.pop("GLOO_SOCKET_IFNAME", None)  # a run in this process has set it, for its own workers
         with (self.folder / "said").open("wb") as said:
             self.run = subprocess.Popen(
                 ["ip", "netns", "exec", self.space, *torchrun, *where, *more, *overrides],
                 cwd=self.folder,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                env=env,
                 stdout=said,
                 stderr=subprocess.STDOUT,
             )

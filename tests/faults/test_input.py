@@ -46,7 +46,7 @@ def quickest(
         took.append((_children() - before, time.monotonic() - began))
         if took[-1][0] < seconds:
             break
-    assert min(passed for _, passed in took) < 5 * seconds, took
+    assert min(passed for _, passed in took) < 20 * seconds, took
     assert min(computed for computed, _ in took) < max(
         seconds, 3 * importing() if slow_import else 0.0
     ), took
