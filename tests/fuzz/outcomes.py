@@ -13,7 +13,7 @@ from typing import Any
 
 from inco.errors import InCoError
 
-LIMIT_S = 5.0  # of the processor: a case that takes longer hangs
+LIMIT_S = 15.0  # of the processor: a case that takes longer hangs
 PATIENCE = 12  # times as long may pass on the clock, on a machine with other work
 
 
