@@ -114,9 +114,9 @@ class Simulator:
     ) -> Metrics:
         """Do one round (Algorithm 1 of the paper, with its base algorithm); return its metrics.
 
-        Parameters and buffers change only after all clients have succeeded; `state.half_applied` is
-        True while they do. Scoring comes after the state has moved on. `last`: score whatever
-        `eval_every` is; of `callbacks`, only the `on_client_*` methods are called.
+        The state changes at the end, at once, after all clients and the scoring have succeeded.
+        `last`: score whatever `eval_every` is; of `callbacks`, only the `on_client_*` methods are
+        called.
         """
         began = time.perf_counter()
         number = state.round + 1
@@ -133,13 +133,13 @@ class Simulator:
         )
 
         with span("server"):
-            state.half_applied = True
+            moved = state.copy()
             # 2. the algorithm says what to add, split and transform change it; what nobody holds
             # does not move
             # (a new vector: what an algorithm returns may be one that it keeps)
-            update = self.algorithm.server_update(state.algorithm, aggregate) * aggregate.covered
-            update = self.population.split.server_update(state.split, update, aggregate)
-            stream = generator(self.population.seed, "transform", number, device=state.w.device)
+            update = self.algorithm.server_update(moved.algorithm, aggregate) * aggregate.covered
+            update = self.population.split.server_update(moved.split, update, aggregate)
+            stream = generator(self.population.seed, "transform", number, device=moved.w.device)
             given = update.mul_(aggregate.covered)
             update, transform_metrics = self.transform(given, stream)
             update.mul_(aggregate.covered)
@@ -153,19 +153,18 @@ class Simulator:
                 )
 
             # 3. the server steps; buffers take the mean of their holders
-            self.optimizer.step(state.w, update, aggregate.covered, state.optimizer)
-            state.b = torch.where(aggregate.buffers_covered, aggregate.mean["buffers"], state.b)
-            self.population.split.buffers.truncate_counters(state.b)
+            self.optimizer.step(moved.w, update, aggregate.covered, moved.optimizer)
+            moved.b = torch.where(aggregate.buffers_covered, aggregate.mean["buffers"], moved.b)
+            self.population.split.buffers.truncate_counters(moved.b)
             if self.algorithm.stateful:
                 self.engine.trainer.store.advance(number, [t.client for t in tasks])
-        state.round = number
-        state.half_applied = False
+        moved.round = number
         trained = time.perf_counter() - began
 
         metrics: Metrics = {"round": number}
         if last or number % self.eval_every == 0:
             metrics |= self._scores(
-                submodels, self.engine.evaluate(submodels, state.w, state.b, number)
+                submodels, self.engine.evaluate(submodels, moved.w, moved.b, number)
             )
         metrics |= self._work(tasks, aggregate) | {"update/norm": norm}
         if len(aggregate.clients) < len(tasks):
@@ -174,10 +173,11 @@ class Simulator:
         scored = time.perf_counter()
         with span("diagnostics"):
             if "capacities" in watching:
-                self.engine.show(submodels, state.w, state.b, self.diagnostics.observe)
+                self.engine.show(submodels, moved.w, moved.b, self.diagnostics.observe)
             metrics.update(self.diagnostics.on_round(number, step, self.engine.ranks.gather))
         now = time.perf_counter()
         times = {"train_s": trained, "eval_s": scored - began - trained, "round_s": now - began}
+        state.become(moved)
         return metrics | {f"time/{name}": seconds for name, seconds in times.items()}
 
     def _work(self, tasks: list[ClientTask], aggregate: Aggregate) -> Metrics:

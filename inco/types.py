@@ -223,8 +223,8 @@ class ServerState:
     """All that a run needs to go on: the round done, parameters `w` [P], buffers `b` [B], and the
     methods' own vectors.
 
-    `half_applied`: True while a round is being applied. A state that an error or an interruption
-    leaves so must not be saved.
+    A round moves a copy, which becomes the state once the round has ended: whatever interrupts it,
+    the state is that of a whole round.
     """
 
     round: int
@@ -233,4 +233,15 @@ class ServerState:
     algorithm: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     split: dict[str, Tensor] = field(default_factory=dict)
-    half_applied: bool = False
+
+    def copy(self) -> ServerState:
+        """Return a state with tensors of its own."""
+        own = (
+            {name: vector.clone() for name, vector in vectors.items()}
+            for vectors in (self.algorithm, self.optimizer, self.split)
+        )
+        return ServerState(self.round, self.w.clone(), self.b.clone(), *own)
+
+    def become(self, other: ServerState) -> None:
+        """Take over the other's tensors, all at once: no signal comes in between."""
+        vars(self).update(vars(other))

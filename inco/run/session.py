@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ class Session:
         self._began = time.monotonic()
         self._earlier_s = 0.0
         self._trained = False
+        self._kept: ServerState  # of the last round that is recorded
         self._run: Assembly
         self._checkpoints: Checkpoints
 
@@ -145,15 +147,15 @@ class Session:
         with ExitStack() as stack:
             profile = [stack.enter_context(self._profile(path, ranks))] if profiled else []
             progress = stack.enter_context(Progress(rounds, state.round))
+            self._kept = state
             keep = EachRound(self._keep_round)
             show = EachRound(self._show_round)
             check = EachRound(lambda state, metrics: self._stop.check())
             try:
                 self._run.simulator.run(state, rounds, [keep, progress, show, *profile, check])
             except INTERRUPTIONS:
-                recorded = self._record.last_round == state.round and not state.half_applied
-                if recorded and state.round > max(self._checkpoints.rounds(), default=0):
-                    self._checkpoint(state)  # rounds that are done, off the grid
+                if self._kept.round > max(self._checkpoints.rounds(), default=0):
+                    self._checkpoint(self._kept)  # rounds that are done, off the grid
                 raise
         if profiled:
             missing = "no profile: it takes two rounds"
@@ -170,6 +172,7 @@ class Session:
         with span("record and checkpoint"):
             self._arrays.keep(state.round, self._run.simulator.diagnostics.arrays)
             self._record.append(metrics)
+            self._kept = replace(state)
             if due or state.round == self.settings["rounds"] or self._stop.asked:
                 self._checkpoint(state)
 

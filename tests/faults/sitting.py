@@ -91,6 +91,7 @@ import time
 import torch
 
 from inco.algorithms.fedavg import Algorithm
+from inco.engine.engine import Engine
 
 
 class Faulty(Algorithm):
@@ -135,6 +136,30 @@ class Slow(Algorithm):
         if run.task.round >= 3:
             time.sleep(60)
         return super().local_end(run)
+
+
+class SlowServer(Algorithm):
+    """Its round 3 is being applied for a minute."""
+
+    rounds = 0
+
+    def server_update(self, server, aggregate):
+        self.rounds += 1
+        if self.rounds == 3:
+            time.sleep(60)
+        return super().server_update(server, aggregate)
+
+
+class SlowScores(Algorithm):
+    """What it has made in round 3 is scored for a minute."""
+
+    rounds = 0
+
+    def server_update(self, server, aggregate):
+        self.rounds += 1
+        if self.rounds == 3:
+            Engine.evaluate = lambda *_: time.sleep(60)
+        return super().server_update(server, aggregate)
 '''
 
 

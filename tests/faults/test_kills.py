@@ -32,6 +32,7 @@ pytestmark = pytest.mark.full
 __all__ = ["mine"]  # a fixture
 KILLS = int(os.environ.get("INCO_KILLS", "6"))
 LONG = (*TINY, "rounds=400", "hydra.run.dir=run")
+SLOW_CLIENTS = ("algorithm._target_=mine.Slow",)
 needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="finds workers by ps")
 
 
@@ -96,7 +97,9 @@ def test_r05_a_preempting_signal_ends_the_quick_start_in_time(
 
 @contextmanager
 def amid_a_long_round(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run in its third round, whose clients take a minute each."""
+    """A run in its third round, which takes a minute: each of its clients, unless `words` say
+    otherwise.
+    """
     (tmp_path / "mine.py").write_text(MINE)
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "INCO_ALLOW_TARGETS": "mine"}
     command = [
@@ -104,8 +107,7 @@ def amid_a_long_round(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[
         str(ROOT / "run.py"),
         *LONG,
         "engine.workers=1",
-        "algorithm._target_=mine.Slow",
-        *words,
+        *(words or SLOW_CLIENTS),
     ]
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -132,9 +134,11 @@ def test_r05_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_r05_a_round_that_is_given_up_costs_no_other(tmp_path: Path) -> None:
-    """Off the grid of checkpoints as well: the rounds before it are saved."""
-    with amid_a_long_round(tmp_path, "checkpoint_every=1000") as run:
+@pytest.mark.parametrize("slow", ["Slow", "SlowServer", "SlowScores"])
+def test_r05_a_round_that_is_given_up_costs_no_other(tmp_path: Path, slow: str) -> None:
+    """Off the grid of checkpoints as well, and whatever the round is at: those before are saved."""
+    words = ("checkpoint_every=1000", f"algorithm._target_=mine.{slow}")
+    with amid_a_long_round(tmp_path, *words) as run:
         run.send_signal(signal.SIGTERM)
         sent = time.monotonic()
         assert run.wait(timeout=20) == 75 and time.monotonic() - sent < 10
