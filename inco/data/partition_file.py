@@ -1,16 +1,13 @@
 """Read and write partitions: the published `.npy` (a pickled dict), our `.npz`, and `.json`.
 
-A partition file comes from somebody else, so nothing in it is ever run: its pickle may use only the
-opcodes that the published format needs, and is rebuilt by an unpickler that knows no class but
-inert stand-ins. Every problem is a `DataError` that names the file, the client and the index.
+A partition file comes from somebody else, so nothing in it is ever run (`inert_pickle.py`). Every
+problem is a `DataError` that names the file, the client and the index.
 """
 
 import io
 import itertools
 import json
 import os
-import pickle
-import pickletools
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,27 +18,17 @@ import numpy as np
 from numpy.lib import format as npy
 
 from inco.data.dealing import Partition, offsets_of
+from inco.data.inert_pickle import InertPickle
 from inco.data.readers import write_atomic
 from inco.errors import DataError
 
 # 90,000 examples are 0.3 MB in the published format: this is room for a hundred million
 MAX_BYTES = 512 * 2**20
 
-# what numpy writes for a 0-d object array around {int: [int, ...]}, pickle protocols 2 to 5
-_OPCODES = """
-PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 INT LONG BINPUT
-LONG_BINPUT PUT MEMOIZE BINGET LONG_BINGET GET EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT
-SETITEM SETITEMS BINUNICODE SHORT_BINUNICODE UNICODE SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1
-TUPLE2 TUPLE3 GLOBAL STACK_GLOBAL REDUCE BUILD
-"""
-OPCODES = frozenset(_OPCODES.split())
-MAX_TUPLES = 12  # hashing a tuple that is nested deeply overflows the stack
-NAMES = (
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.ndarray",
-    "numpy.dtype",
-    "_codecs.encode",  # how protocol 2 spells the bytes b"b"; its result is never looked at
+CONVERT = (
+    "in Python, if you trust the file: import json, numpy; d = numpy.load(FILE, allow_pickle=True)"
+    "; d = d.tolist() if isinstance(d, numpy.ndarray) else d; json.dump([[int(i) for i in d[k]]"
+    " for k in range(len(d))], open('p.json', 'w'))"
 )
 
 
@@ -50,12 +37,19 @@ def read_partition(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (order int64 [total], offsets int64 [N + 1]) of a file, checked against M and N.
 
-    Raises DataError: no such file, not a partition, clients not 0..N-1, a number of clients other
-    than N, an empty client, an index that is no integer, is outside 0..M-1, or is held twice.
-    Examples that nobody holds are allowed.
+    A file holds a dict of clients, or one entry a client in their order; what a client holds is a
+    list or an array of integers. Raises DataError: no such file, not a partition, clients not
+    0..N-1, a number of clients other than N, an empty client, an index that is no integer, is
+    outside 0..M-1, or is held twice. Examples that nobody holds are allowed.
     """
     file = Path(path).expanduser()
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".json": _read_json}
+    readers = {
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".json": _read_json,
+        ".pkl": _read_pickle,
+        ".pickle": _read_pickle,
+    }
     try:
         if file.suffix not in readers:
             endings = ", ".join(readers)
@@ -93,82 +87,66 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> None:
     write_atomic(file, writers[file.suffix])
 
 
-class _Inert:
-    """Stands in for what the pickle names: takes any arguments, and only keeps its state."""
-
-    state: Any = None
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, integers, and inert objects for `NAMES`."""
-
-    def find_class(self, module: str, name: str) -> type[_Inert]:
-        if f"{module}.{name}" not in NAMES:
-            raise DataError(
-                f"it asks for {module}.{name}, which a partition has no use for; nothing of it was"
-                " run"
-            )
-        return _Inert
-
-
-def _read_npy(file: Path) -> dict[Any, Any]:
-    """Return the dict of a 0-d object array without running anything that its pickle asks for."""
+def _read_npy(file: Path) -> Any:
+    """Return the dict or the rows of an array, without running what its pickle asks for."""
     try:
         stream = io.BytesIO(file.read_bytes())
         version = npy.read_magic(stream)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read_header(stream)
-        if shape != () or not dtype.hasobject:
-            raise DataError(f"it holds an array of shape {shape} and type {dtype}, not one dict")
-        body = stream.read()
-        _check_opcodes(body)
-        clients = _Unpickler(io.BytesIO(body)).load().state[-1][0]
-        if type(clients) is not dict:
-            raise DataError(f"it holds a {type(clients).__name__}, not a dict")
+        if not dtype.hasobject:
+            return _rows(np.load(file, allow_pickle=False))
+        held = InertPickle().load(stream.read())
+        if shape != ():
+            return held
+        (held,) = held
+        return held
     except Exception as error:  # a damaged stream can raise nearly anything
-        why = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        raise _refused(error) from None
+
+
+def _read_pickle(file: Path) -> Any:
+    """Return what a pickle holds, without running what it asks for."""
+    try:
+        return InertPickle().load(file.read_bytes())
+    except Exception as error:  # as above
+        raise _refused(error) from None
+
+
+def _refused(error: Exception) -> DataError:
+    damaged = f"it is damaged or of another kind ({type(error).__name__}: {error})"
+    why = str(error) if isinstance(error, DataError) else damaged
+    return DataError(
+        f"refused: {why}. A partition is {{client: [index, ...]}}, or one list a client; to"
+        f" convert, {CONVERT}"
+    )
+
+
+def _rows(array: np.ndarray) -> list[Any]:
+    """Return what the clients hold, of an array with one row a client."""
+    if array.ndim != 2 or array.dtype.kind not in "iu":
         raise DataError(
-            f"refused: {why}. A published partition is a .npy around {{client: [index, ...]}};"
-            " convert anything else to .json or .npz"
-        ) from None
-    return clients
+            f"it holds an array of {array.dtype} {array.shape}; as an array a partition is one row"
+            " of integers a client"
+        )
+    rows: list[Any] = array.tolist()
+    return rows
 
 
-def _check_opcodes(body: bytes) -> None:
-    """Raise DataError for an opcode that no partition needs, and for memory or stack bombs."""
-    tuples = 0
-    for opcode, argument, _ in pickletools.genops(body):
-        if opcode.name not in OPCODES:
-            raise DataError(
-                f"its pickle uses {opcode.name} where a partition has none; nothing of it was run"
-            )
-        # the unpickler allocates its memo up to the largest number
-        if opcode.name.endswith("PUT") and int(str(argument)) > len(body):
-            raise DataError(f"its pickle numbers an object {argument}, more than it has bytes")
-        tuples += "TUPLE" in opcode.name
-        if tuples > MAX_TUPLES:
-            raise DataError("its pickle is nested more deeply than a partition")
-
-
-def _read_json(file: Path) -> dict[Any, Any]:
-    """Return {client: indices} of `{"0": [...], ...}`; whole-number keys become integers."""
+def _read_json(file: Path) -> Any:
+    """Return the dict or the list of a file."""
     fix = 'write {"0": [index, ...], ...}'
     try:
         clients = json.loads(file.read_bytes(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not readable as JSON ({error}); {fix}") from None
-    if type(clients) is not dict:
-        raise DataError(f"holds a {type(clients).__name__}; {fix}")
-    return {
-        int(key) if key.isdecimal() and len(key) < 19 else key: value
-        for key, value in clients.items()
-    }
+    if isinstance(clients, dict) and "user_data" in clients:
+        raise DataError(
+            "a LEAF file holds the images themselves and no indices into a dataset; write the"
+            " images as class folders (dataset=images), and the indices as"
+            ' {"0": [index, ...], ...}'
+        )
+    return clients
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -178,55 +156,83 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read_npz(file: Path) -> dict[Any, Any]:
-    """Return {client: indices} of an archive with the arrays `order` and `offsets`."""
-    wrong = "an .npz partition holds integer arrays `order` [total] and `offsets` [clients + 1]"
+def _read_npz(file: Path) -> Any:
+    """Return what an archive holds: `order` and `offsets`, or one array a client."""
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > 8 * MAX_BYTES:
-            raise ValueError(f"it unpacks to more than {8 * MAX_BYTES:,} bytes")
-        with np.load(file, allow_pickle=False) as arrays:
-            order = arrays["order"]
-            offsets = arrays["offsets"]
+            raise DataError(f"it unpacks to more than {8 * MAX_BYTES:,} bytes")
+        with np.load(file, allow_pickle=False) as opened:
+            arrays = dict(opened)
     except Exception as error:  # zlib's, tokenize's and others, for what a damaged archive can hold
-        raise DataError(f"{wrong}; reading it failed: {type(error).__name__}: {error}") from None
-    if not (isinstance(order, np.ndarray) and isinstance(offsets, np.ndarray)):
-        raise DataError(f"{wrong}; this one has members of these names that are no arrays")
-    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in (order, offsets)):
-        raise DataError(
-            f"{wrong}; this one has {order.dtype} {order.shape} and {offsets.dtype} {offsets.shape}"
-        )
-    offsets = offsets.astype(np.int64)
+        raise DataError(f"{_NPZ}; reading it failed: {type(error).__name__}: {error}") from None
+    wrong = {
+        name: f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
+        for name, array in arrays.items()
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu"
+    }
+    if wrong:
+        name, found = next(iter(wrong.items()))
+        raise DataError(f"{_NPZ}; this one has {name}: {found}")
+    if {"order", "offsets"} <= arrays.keys():
+        return _cut(arrays["order"], arrays["offsets"].astype(np.int64))
+    # numpy's own names of arrays without one are arr_0, arr_1, ...
+    return {name.removeprefix("arr_"): array.tolist() for name, array in arrays.items()}
+
+
+_NPZ = (
+    "an .npz partition holds integer arrays `order` [total] and `offsets` [clients + 1], or one"
+    " array a client, named 0, 1, ..."
+)
+
+
+def _cut(order: np.ndarray, offsets: np.ndarray) -> list[Any]:
     rises = len(offsets) > 1 and (np.diff(offsets) >= 0).all()
     if not rises or offsets[0] != 0 or offsets[-1] != len(order):
-        raise DataError(f"{wrong}; offsets must rise from 0 to {len(order)}, the length of order")
+        raise DataError(f"{_NPZ}; offsets must rise from 0 to {len(order)}, the length of order")
     ends = offsets.tolist()
-    return {i: order[a:b].tolist() for i, (a, b) in enumerate(itertools.pairwise(ends))}
+    return [order[a:b].tolist() for a, b in itertools.pairwise(ends)]
 
 
-def _in_order(clients: dict[Any, Any], num_clients: int) -> list[Any]:
+def _in_order(clients: Any, num_clients: int) -> list[Any]:
     """Return what clients 0 to N - 1 hold; DataError where other clients are there."""
-    strange = next((type(key).__name__ for key in clients if type(key) is not int), None)
-    if strange is not None:
-        raise DataError(f"a client is named by a {strange}; names are integers from 0")
-    found = len(clients)
+    if not isinstance(clients, dict | list):
+        raise DataError(f"it holds a {type(clients).__name__}, not a dict or a list of clients")
+    by_number = _numbered(clients) if isinstance(clients, dict) else dict(enumerate(clients))
+    found = len(by_number)
     if found != num_clients:
         raise DataError(
             f"the file has {found} clients and num_clients={num_clients}; use num_clients={found}"
         )
-    missing = next((i for i in range(num_clients) if i not in clients), None)
+    missing = next((i for i in range(num_clients) if i not in by_number), None)
     if missing is not None:
         raise DataError(
             f"clients must be 0 to {num_clients - 1} without a gap; {missing} is missing"
         )
-    return [clients[i] for i in range(num_clients)]
+    return [by_number[i] for i in range(num_clients)]
+
+
+def _numbered(clients: dict[Any, Any]) -> dict[int, Any]:
+    """Return the clients by number; a number may be written as text."""
+    numbered: dict[int, Any] = {}
+    for key, value in clients.items():
+        text = str(key)
+        if not (text.isascii() and text.isdecimal() and len(text) < 19):
+            raise DataError(
+                f"a client is named {text[:40]!r}; clients are numbers from 0, which have to be"
+                " put in the place of names"
+            )
+        if int(text) in numbered:
+            raise DataError(f"client {int(text)} is written twice")
+        numbered[int(text)] = value
+    return numbered
 
 
 def _flatten(lists: list[Any], num_examples: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (order, offsets) of the clients' indices, of which nothing is known yet."""
     for i, values in enumerate(lists):
-        if type(values) is not list or not set(map(type, values)) <= {int}:
+        if not isinstance(values, list) or not set(map(type, values)) <= {int}:
             raise DataError(f"client {i} must hold a list of integers; something else is in it")
         if not values:
             raise DataError(f"client {i} holds no examples; every client needs at least one")

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import struct
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,81 @@ def test_clients_may_come_in_any_order_and_examples_may_stay_unused(tmp_path: Pa
     assert_is_clients(path)
     order, _ = read_partition(path, 60_000, 3)
     assert len(order) == 6
+
+
+ROWS = [np.array([4, 2, 0]), np.array([1]), np.array([5, 3])]
+SQUARE = [[0, 3], [4, 1], [2, 5]]
+
+
+def objects(rows: list[Any]) -> np.ndarray:
+    array = np.empty(len(rows), object)
+    array[:] = rows
+    return array
+
+
+COMMON: dict[str, Any] = {
+    "arrays by number": dict(enumerate(ROWS)),
+    "arrays by text": {str(i): row for i, row in enumerate(ROWS)},
+    "lists by numpy's numbers": {np.int64(i): row.tolist() for i, row in enumerate(ROWS)},
+    "lists of numpy's numbers": {i: list(row) for i, row in enumerate(ROWS)},
+    "narrow arrays": {i: row.astype(np.uint8) for i, row in enumerate(ROWS)},
+    "big-endian arrays": {i: row.astype(">i4") for i, row in enumerate(ROWS)},
+    "an array of arrays": objects(ROWS),
+    "a defaultdict": defaultdict(list, enumerate(ROWS)),
+    "an ordered dict": OrderedDict(enumerate(ROWS)),
+    "a list of lists": [row.tolist() for row in ROWS],
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("form", COMMON)
+def test_forms_that_other_tools_write(tmp_path: Path, form: str, protocol: int) -> None:
+    """As a pickle, and as the pickle in a 0-d object array; an array by its own header as well."""
+    value = COMMON[form]
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
+    assert_is_clients(tmp_path / "p.pkl")
+    if isinstance(value, np.ndarray):
+        np.save(tmp_path / "p.npy", value, allow_pickle=True)
+        assert_is_clients(tmp_path / "p.npy")
+    else:
+        assert_is_clients(npy(tmp_path / "p.npy", value, protocol))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint16, object])
+def test_an_array_with_one_row_a_client(tmp_path: Path, kind: type) -> None:
+    np.save(tmp_path / "p.npy", np.array(SQUARE, dtype=kind), allow_pickle=True)
+    order, offsets = read_partition(tmp_path / "p.npy", 6, 3)
+    assert order.tolist() == [0, 3, 4, 1, 2, 5] and offsets.tolist() == [0, 2, 4, 6]
+
+
+def test_an_archive_with_one_array_a_client(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", **{str(i): row for i, row in enumerate(ROWS)})
+    assert_is_clients(tmp_path / "p.npz")
+    np.savez(tmp_path / "p.npz", *ROWS)
+    assert_is_clients(tmp_path / "p.npz")
+
+
+def test_what_has_no_indices_is_refused_in_words(tmp_path: Path) -> None:
+    leaf = {"users": ["a"], "num_samples": [1], "user_data": {"a": {"x": [[0.0]], "y": [0]}}}
+    (tmp_path / "p.json").write_text(json.dumps(leaf))
+    refused(tmp_path / "p.json", "LEAF.*class folders")
+    flbench = {"separation": {"train": [0, 1]}, "data_indices": [{"train": ROWS[0]}]}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(flbench))
+    refused(tmp_path / "p.pkl", "named 'separation'")
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({0: {1, 2}}))
+    refused(tmp_path / "p.pkl", r"EMPTY_SET.*to convert, in Python")
+
+
+def test_the_line_that_converts_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {i: set(row.tolist()) for i, row in enumerate(ROWS)}
+    np.save(tmp_path / "p.npy", np.array(sets, dtype=object), allow_pickle=True)
+    with pytest.raises(DataError) as error:
+        read_partition(tmp_path / "p.npy", 6, 3)
+    line = str(error.value).split("if you trust the file: ")[1]
+    monkeypatch.chdir(tmp_path)
+    exec(line, {"FILE": "p.npy"})
+    order, _ = read_partition(tmp_path / "p.json", 6, 3)
+    assert order.tolist() == [0, 2, 4, 1, 3, 5]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".json", ".npy"])
@@ -157,22 +233,24 @@ def test_a_bare_pickle_and_hand_made_streams_are_refused(tmp_path: Path, trap: P
     path.write_bytes(pickle.dumps(Runs(os.system, f"touch {trap}")))
     refused(path, "refused")
     call = f"(S'touch {trap}'\n".encode()
-    streams = {  # the opcode scan stops the first ones, the unpickler's list of names the others
-        b"cos\nsystem\n" + call + b"tR.": "uses STRING",
-        b"(cos\nsystem\n" + call[1:] + b"o.": "uses STRING",
+    streams = {  # some have opcodes that nothing answers, the others names that are not known
+        b"cos\nsystem\n" + call + b"tR.": "asks for os.system",
+        call + b"tR.": "uses STRING",
+        b"(cos\nsystem\n" + call[1:] + b"o.": "asks for os.system",
         b"(ios\nsystem\n.": "uses INST",
         b"(cnumpy\nndarray\no.": "uses OBJ",
         b"Pid\n.": "uses PERSID",
         b"\x82\x01.": "uses EXT1",
         b"\x80\x02cnumpy\nndarray\n)\x81.": "uses NEWOBJ",
-        b"cnumpy\ndtype\n" + b")R0" * 9 + b".": "uses REDUCE|uses POP",
+        b"cnumpy\ndtype\n" + b")R0" * 9 + b".": "makes something other",
         b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.": "refused",
         b"cos\nsystem\n.": "asks for os.system",
         b"cos\nsystem\nX" + struct.pack("<I", 9) + b"touch ran\x85R.": "asks for os.system",
         b"\x80\x04\x8c\x02os\x8c\x06system\x93.": "asks for os.system",
         b"cbuiltins\neval\n.": "asks for builtins.eval",
         b"cnumpy\nload\n)R.": "asks for numpy.load",
-        b"cnumpy.core.multiarray\nscalar\n)R.": "asks for numpy.core.multiarray.scalar",
+        b"cnumpy.core.multiarray\nscalar\n)R.": "makes something other",
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\0\0\0O8tRC\x08aaaaaaaatR.": "refused",
         b"\x80\x04\x8c\x05numpy\x8c\x0ddtype.__new__\x93.": "asks for numpy.dtype.__new__",
         b"cnumpy\nndarray\n.": "refused",
         b"cnumpy\nndarray\n)R.": "refused",
@@ -183,11 +261,14 @@ def test_a_bare_pickle_and_hand_made_streams_are_refused(tmp_path: Path, trap: P
 
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path) -> None:
     path = tmp_path / "p.npy"
-    # a memo of 16 GB
-    refused(raw_npy(path, b"]r" + struct.pack("<I", 2**31) + b"."), "numbers an object")
+    # Python's own unpickler lays out a memo of 16 GB
+    refused(raw_npy(path, b"]r" + struct.pack("<I", 2**31 - 1) + b"."), "refused")
     # a tuple that hashes through the C stack
-    refused(raw_npy(path, b")" + b"\x85" * 100_000 + b"."), "nested")
-    refused(raw_npy(path, b"]" * 100_000 + b"a" * 99_999 + b"."), "refused")
+    nested = b")" + b"\x85" * 100_000
+    refused(raw_npy(path, nested + b"."), "holds a tuple|refused")
+    refused(raw_npy(path, b"}" + nested + b"Ns."), "named by a tuple")
+    deep = b"]" * 100_000 + b"a" * 99_999 + b"."
+    refused(raw_npy(path, deep), "client 0 must hold a list", clients=1)
     shared = list(range(1000))
     refused(npy(path, dict.fromkeys(range(3), shared)), "some are held twice", examples=2000)
     loop: list[Any] = [1]
@@ -237,8 +318,10 @@ MISTAKES: list[tuple[Any, str]] = [
     ({0: [0], 1: ["1"], 2: [2]}, r"client 1 must hold a list of integers"),
     ({0: [0], 1: [[1]], 2: [2]}, r"client 1 must hold a list of integers"),
     ({0: [0], 1: {"1": 1}, 2: [2]}, r"client 1 must hold a list of integers"),
-    ({0: [0], "one": [1], 2: [2]}, r"named by a str"),
-    ([[0], [1], [2]], r"list"),
+    ({0: [0], "one": [1], 2: [2]}, r"named 'one'"),
+    ({0: [0], "0": [1], 2: [2]}, r"client 0 is written twice"),
+    ([[0], [1], [1]], r"index 1 is held twice, by client 1 and client 2"),
+    ([[0], 1, [1]], r"client 1 must hold a list of integers"),
     ({}, r"0 clients"),
 ]
 
@@ -300,7 +383,8 @@ def test_json_mistakes(tmp_path: Path, text: str, said: str) -> None:
             },
             "client 2 holds index",
         ),
-        ({"order": np.arange(6)}, "KeyError"),
+        ({"order": np.arange(6)}, "named 'order'"),
+        ({"0": np.arange(3), "1": np.arange(3, 6).reshape(1, 3)}, r"1: int64 \(1, 3\)"),
         ({"order": np.array([{}, 1]), "offsets": np.array([0, 1, 2])}, "ValueError"),
     ],
 )
@@ -311,8 +395,8 @@ def test_npz_mistakes(tmp_path: Path, arrays: dict[str, Any], said: str) -> None
 
 def test_a_missing_file_and_a_strange_ending_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "p.npy", "no such file")
-    (tmp_path / "p.pkl").write_bytes(b"")
-    refused(tmp_path / "p.pkl", r"ends in \.npy")
+    (tmp_path / "p.pt").write_bytes(b"")
+    refused(tmp_path / "p.pt", r"ends in \.npy")
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the published files are not on this machine")
