@@ -167,8 +167,8 @@ def between(low: float, high: float, *, open_low: bool = False, open_high: bool 
     return Rule(holds, f"in {left}{low}, {high}{right}")
 
 
-def one_of(*options: str) -> Rule:
-    return Rule(lambda v: v in options, "one of " + ", ".join(options))
+def one_of(*options: str | int) -> Rule:
+    return Rule(lambda v: v in options, "one of " + ", ".join(map(str, options)))
 
 
 def many(each: Rule, most: int | None = None) -> Rule:
@@ -321,6 +321,13 @@ Transforms = Annotated[
     "published: as in the paper's experiments, odd points included; corrected: their mistakes "
     "repaired",
 ]
+Limit = Annotated[
+    int | None,
+    null_or(COUNT),
+    "null: all training images; N: at most so many, equally many of each class as far as there"
+    " are, the same in every run",
+]
+TestLimit = Annotated[int | None, null_or(COUNT), "as limit, of the test images"]
 TestDropLast = Annotated[
     int | None,
     null_or(COUNT),

@@ -235,12 +235,12 @@ class ServerState:
     split: dict[str, Tensor] = field(default_factory=dict)
 
     def copy(self) -> ServerState:
-        """Return a state with tensors of its own."""
+        """Return a state with tensors of its own, but for the buffers: a round replaces them."""
         own = (
             {name: vector.clone() for name, vector in vectors.items()}
             for vectors in (self.algorithm, self.optimizer, self.split)
         )
-        return ServerState(self.round, self.w.clone(), self.b.clone(), *own)
+        return ServerState(self.round, self.w.clone(), self.b, *own)
 
     def become(self, other: ServerState) -> None:
         """Take over the other's tensors, all at once: no signal comes in between."""

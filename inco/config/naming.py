@@ -32,7 +32,11 @@ FREE = (
 # Settings that came after a release, as `group.setting`, each with the value that does what runs
 # did before it. At that value a setting is no part of what a run is, so the same command finds the
 # folder of the older release and goes on from its checkpoints.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {
+    "dataset.channels": 3,
+    "dataset.limit": None,
+    "dataset.test_limit": None,
+}
 _SHOWN = ("dataset", "model", "split", "algorithm", "transform")
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from inco.data.readers import Arrays
 from inco.data.recipes import Recipe, make_recipe
-from inco.errors import DataError
-from inco.settings import DataRoot, TestDropLast, Transforms, checked
+from inco.errors import ConfigError, DataError
+from inco.seeding import numpy_rng
+from inco.settings import DataRoot, Limit, TestDropLast, TestLimit, Transforms, checked
 
 QUICKSTART = "python run.py experiment=quickstart"
 
@@ -61,18 +62,29 @@ class Source(ABC):
         root: DataRoot = None,
         transforms: Transforms = "published",
         test_drop_last: TestDropLast = None,
+        limit: Limit = None,
+        test_limit: TestLimit = None,
     ) -> None:
         self.root = root
         self.transforms = transforms
         self.test_drop_last = test_drop_last
+        self.limit = limit
+        self.test_limit = test_limit
 
     @property
     def num_classes(self) -> int:
         """C, the number of classes."""
         return len(self.classes)
 
-    def check(self) -> None:  # noqa: B027  # sources without files have nothing to look for
+    def check(self) -> None:
         """Raise a DataError of one screen if the files are not there. Quick: decodes nothing."""
+        problems = [
+            f"dataset.{name}={limit}: every class needs an example; use {self.num_classes} or more"
+            for name, limit in (("limit", self.limit), ("test_limit", self.test_limit))
+            if limit is not None and limit < self.num_classes
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     def load(self) -> Dataset:
         """Read the files; DataError for anything missing, damaged or different."""
@@ -86,7 +98,10 @@ class Source(ABC):
                 f" original {self.known_digest}: a file is damaged or another dataset under this"
                 " name; fetch it again or set dataset.root to a good copy"
             )
-        return Dataset(self.name, train, self._scored(test), self.classes, digest)
+        kept, scored = _limited(train, self.limit), _limited(test, self.test_limit)
+        if kept is not train or scored is not test:
+            digest = digest_of(kept, scored)
+        return Dataset(self.name, kept, self._scored(scored), self.classes, digest)
 
     @abstractmethod
     def read(self) -> tuple[Arrays, Arrays]:
@@ -158,6 +173,29 @@ def _as_tensors(images: np.ndarray, labels: np.ndarray) -> Images:
     """Return the arrays as tensors; images that allow it are not copied."""
     shared = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return Images(shared, torch.from_numpy(np.array(labels, dtype=np.int64)))
+
+
+def balanced_subset(labels: np.ndarray, limit: int | None) -> np.ndarray:
+    """Return which of M examples to keep, int64 [at most `limit`] in their order: equally many of
+    each class, as far as there are; the same ones every time.
+    """
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    rng = numpy_rng(0, "dataset/limit")
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    turn = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # the first of each class, then the second; where a turn is cut short, classes drawn at random
+    first = rng.permutation(len(counts))[labels[by_class]]
+    return np.sort(by_class[np.lexsort((first, turn))[:limit]])
+
+
+def _limited(split: Images, limit: int | None) -> Images:
+    if limit is None or limit >= len(split.labels):
+        return split
+    kept = torch.from_numpy(balanced_subset(split.labels.numpy(), limit))
+    return Images(split.images[kept], split.labels[kept])
 
 
 def digest_of(train: Images, test: Images) -> str:

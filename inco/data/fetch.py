@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from inco.data.dataset import Expected, Source, missing
 from inco.errors import DataError
-from inco.settings import DataRoot, TestDropLast, Transforms, checked
+from inco.settings import DataRoot, Limit, TestDropLast, TestLimit, Transforms, checked
 
 
 def data_root(root: str | None) -> Path:
@@ -35,6 +35,7 @@ class OnDisk(Source):
         """Return the ways to get them."""
 
     def check(self) -> None:
+        super().check()
         if not self.is_there():
             raise self.missing_error()
 
@@ -76,12 +77,16 @@ class Downloadable(OnDisk):
             "else can be done",
         ] = False,
         test_drop_last: TestDropLast = None,
+        limit: Limit = None,
+        test_limit: TestLimit = None,
     ) -> None:
-        super().__init__(root, transforms, test_drop_last)
+        super().__init__(root, transforms, test_drop_last, limit, test_limit)
         self.download = download
 
     def check(self) -> None:
-        if not self.download:
+        if self.download:
+            Source.check(self)
+        else:
             super().check()
 
     def where(self) -> str:

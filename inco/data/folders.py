@@ -6,19 +6,23 @@ import hashlib
 import json
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from inco.data.dataset import Expected, Source, missing
+from inco.data.dataset import Expected, Source, balanced_subset, missing
 from inco.data.fetch import OnDisk, data_root
-from inco.data.readers import Arrays, class_folders, image_files, read_images, write_atomic
+from inco.data.images import Trees, class_folders, counted, read_images
+from inco.data.readers import Arrays, write_atomic
 from inco.data.sources import CIFAR_CLASSES
 from inco.errors import DataError, StorageError
 from inco.seeding import numpy_rng
-from inco.settings import COUNT, Transforms, between, checked
+from inco.settings import COUNT, Limit, TestLimit, Transforms, between, checked, one_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ class TreeCache:
     def build(self, expected_per_class: int | None) -> None:
         """Convert the tree; DataError for a bad image, a wrong size or a wrong number of files."""
         classes = [folder.name for folder in self.folders]
-        by_class = image_files(self.tree, classes)
+        by_class = Trees().files(self.tree, classes)
         counts = [len(of_class) for of_class in by_class]
         found = zip(classes, counts, strict=True)
         wrong = {k: n for k, n in found if n == 0 or (expected_per_class or n) != n}
@@ -175,13 +179,88 @@ class CINIC10(OnDisk):
         ]
 
 
-class ImageFolder(Source):
-    """Any folder of class folders with images. With `train/` and `test/` inside it these are the
-    splits, else each class is split at random (the same way every time) with `test_share` of it, at
-    least one image, for testing.
+_ROLES = {
+    "training": ("train", "training", "trn"),
+    "test": ("test", "testing", "tst"),
+    "validation": ("val", "valid", "validation", "dev", "eval"),
+}
+_OF_SPLITS = ("set", "data", "images", "imgs")  # as in training_set, test-images
 
-    Every image is converted to RGB and resized to `size` x `size` on reading (bilinear, the aspect
-    ratio is not kept).
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a folder's training and test images are; `test` None: each class is to be divided.
+
+    `unused`: folders of another split, which are not read.
+    """
+
+    train: Path
+    test: Path | None = None
+    unused: tuple[Path, ...] = ()
+
+
+def find_splits(root: Path) -> Layout:
+    """Tell folders of splits from folders of classes, by their names in any case.
+
+    Where both a test and a validation split are there, the test is scored. DataError where the
+    names allow two readings.
+    """
+    folders = class_folders(root)
+    roles: dict[str, list[str]] = {role: [] for role in (*_ROLES, "class")}
+    for name in folders:
+        roles[_role(name)].append(name)
+    training, tests, validation, classes = roles.values()
+    if not training or not (tests or validation):
+        return _unsplit(root, folders, training, classes)
+    scored = [name for name in tests if class_folders(root / name)] or validation
+    problem = ""
+    if classes:
+        problem = f"{', '.join(classes[:5])} stand(s) beside the splits"
+    elif len(training) > 1 or len(scored) > 1:
+        twice = training if len(training) > 1 else scored
+        problem = f"{' and '.join(twice)} may both be meant"
+    elif not scored:
+        problem = f"{tests[0]} has no class folders, so its images have no labels"
+    if problem:
+        raise DataError(
+            f"dataset=images: {root} holds the splits {', '.join(training + tests + validation)},"
+            f" and {problem}; leave two folders of class folders there, train and test, or set"
+            " dataset.root to one of them, which is then divided at random"
+        )
+    train, test = root / training[0], root / scored[0]
+    others = [root / name for name in folders]
+    return Layout(train, test, tuple(path for path in others if path not in (train, test)))
+
+
+def _unsplit(root: Path, folders: list[str], training: list[str], classes: list[str]) -> Layout:
+    """Return the layout of a folder without two splits: a name like `train` may be a class's."""
+    if folders and not classes:
+        inside = root / (training or folders)[0]
+        raise DataError(
+            f"dataset=images: {root} holds {', '.join(folders)}, which is the name of a split, and"
+            f" no classes; set dataset.root={inside}, and each class there is divided at random"
+            " (dataset.test_share)"
+        )
+    return Layout(root)
+
+
+def _role(name: str) -> str:
+    """Return what a folder is by its name: a split, or a class."""
+    words = re.split(r"[ _.-]+", name.casefold())
+    word = words[0] if len(words) == 2 and words[1] in _OF_SPLITS else "".join(words)
+    word = word.removesuffix("set") if word.endswith("set") else word
+    return next((role for role, names in _ROLES.items() if word in names), "class")
+
+
+class ImageFolder(Source):
+    """Any folder of class folders with images.
+
+    With two splits inside it (`train` and `test`, or names as usual, in any case) these are read,
+    else each class is split at random (the same way every time) with `test_share` of it, at least
+    one image, for testing. Every file is read once; what is passed over is counted in the log.
+
+    Images become `channels` x `size` x `size` on reading (bilinear, the aspect ratio is not kept).
+    Their EXIF orientation is not applied.
     """
 
     name = "images"
@@ -191,23 +270,24 @@ class ImageFolder(Source):
     def __init__(
         self,
         root: Annotated[str, "the folder; a relative path is taken from the working directory"],
-        size: Annotated[
-            int, COUNT, "pixels: every image becomes RGB, size x size, on reading"
-        ] = 64,
+        size: Annotated[int, COUNT, "pixels: every image becomes size x size on reading"] = 64,
         test_share: Annotated[
             float,
             between(0, 1, open_low=True, open_high=True),
             "share of each class kept for testing; not used where train/ and test/ exist",
         ] = 0.2,
         transforms: Transforms = "published",
+        channels: Annotated[int, one_of(1, 3), "3: images are read as RGB; 1: as grey"] = 3,
+        limit: Limit = None,
+        test_limit: TestLimit = None,
     ) -> None:
-        super().__init__(root, transforms)
+        super().__init__(root, transforms, limit=limit, test_limit=test_limit)
         self.size = size
         self.test_share = test_share
-        self.shape = (3, size, size)
+        self.shape = (channels, size, size)
         self.place = data_root(root)
-        self.is_split = (self.place / "train").is_dir() and (self.place / "test").is_dir()
-        self.classes = tuple(class_folders(self.place / "train" if self.is_split else self.place))
+        self.layout = find_splits(self.place)
+        self.classes = tuple(class_folders(self.layout.train))
 
     def check(self) -> None:
         if len(self.classes) < 2:
@@ -216,46 +296,76 @@ class ImageFolder(Source):
                 Expected(pictures, "a folder for each class, at least two"),
                 Expected("train/CLASS/*, test/CLASS/*", "the same, already split"),
             ]
-            ways = ["put the class folders there"]
+            inside = [f"if the classes are in {name}: dataset.root={self.place / name}" for name in
+                      self.classes]  # fmt: skip
+            ways = [*inside, "put the class folders there"]
             found = f"{len(self.classes)} class folders"
             raise missing(self.name, [self.place], files, ways, found)
-        tested = tuple(class_folders(self.place / "test")) if self.is_split else self.classes
+        train, test = self.layout.train, self.layout.test
+        tested = tuple(class_folders(test)) if test else self.classes
         if tested != self.classes:
             different = sorted(set(tested) ^ set(self.classes))
             raise DataError(
-                f"dataset=images: {self.place}: train/ and test/ must have the same classes; they"
-                f" differ in {different}"
+                f"dataset=images: {self.place}: {train.name}/ and {test and test.name}/ must have"
+                f" the same classes; they differ in {different}"
             )
+        super().check()
 
     def read(self) -> tuple[Arrays, Arrays]:
-        if self.is_split:
-            return self._read(self._files("train")), self._read(self._files("test"))
+        trees = Trees()
+        train = self._files(trees, self.layout.train)
+        if self.layout.test:
+            trees.close(self.layout.train)
+            test = self._files(trees, self.layout.test)
+        else:
+            train, test = self._divided(train)
+        told: Counter[str] = Counter()
+        read = self._read(train, self.limit, told), self._read(test, self.test_limit, told)
+        self._tell(trees.passed_over, told)
+        return read
+
+    def _divided(self, files: list[list[Path]]) -> tuple[list[list[Path]], list[list[Path]]]:
+        """Return the training and the test images of classes that are not split yet."""
         # not the run's seed: the test set of a folder is always the same
         rng = numpy_rng(0, "images/test")
         train = []
         test = []
-        for label, files in zip(self.classes, self._files("."), strict=True):
-            if len(files) < 2:
+        for label, of_class in zip(self.classes, files, strict=True):
+            if len(of_class) < 2:
                 raise DataError(
                     f"{self.place / label}: one image cannot be both for training and for testing;"
                     " add another"
                 )
-            count = min(max(1, round(len(files) * self.test_share)), len(files) - 1)
-            chosen = set(rng.permutation(len(files))[:count].tolist())
-            train.append([file for i, file in enumerate(files) if i not in chosen])
-            test.append([file for i, file in enumerate(files) if i in chosen])
-        return self._read(train), self._read(test)
+            count = min(max(1, round(len(of_class) * self.test_share)), len(of_class) - 1)
+            chosen = set(rng.permutation(len(of_class))[:count].tolist())
+            train.append([file for i, file in enumerate(of_class) if i not in chosen])
+            test.append([file for i, file in enumerate(of_class) if i in chosen])
+        return train, test
 
-    def _files(self, split: str) -> list[list[Path]]:
-        files = image_files(self.place / split, self.classes)
+    def _files(self, trees: Trees, split: Path) -> list[list[Path]]:
+        files = trees.files(split, self.classes)
         empty = [label for label, of_class in zip(self.classes, files, strict=True) if not of_class]
         if empty:
             raise DataError(
-                f"dataset=images: {self.place / split}: no image in class folder(s) {empty[:10]};"
+                f"dataset=images: {split}: no image in class folder(s) {empty[:10]};"
                 " fill or remove them"
             )
         return files
 
-    def _read(self, files: list[list[Path]]) -> Arrays:
+    def _read(self, files: list[list[Path]], limit: int | None, told: Counter[str]) -> Arrays:
         labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])
-        return read_images([file for of_class in files for file in of_class], self.size), labels
+        paths = [file for of_class in files for file in of_class]
+        kept = balanced_subset(labels, limit)  # before they are decoded
+        chosen = [paths[i] for i in kept]
+        channels, size, _ = self.shape
+        return read_images(chosen, size, channels=channels, told=told), labels[kept]
+
+    def _tell(self, passed_over: Counter[str], told: Counter[str]) -> None:
+        """Say in a line each what has not been read, and what has not been read as it is."""
+        if self.layout.unused:
+            names = ", ".join(path.name for path in self.layout.unused)
+            log.warning("dataset=images: %s in %s is not used", names, self.place)
+        if passed_over:
+            log.warning("dataset=images: passed over in %s: %s", self.place, counted(passed_over))
+        if counted(told):
+            log.warning("dataset=images: images in %s: %s", self.place, counted(told))

@@ -275,7 +275,8 @@ def _owns(drawn: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 class Fixed(Scheme):
-    """Read the partition from a file: the published `.npy`, our `.npz` or `.json`.
+    """Read the partition from a file: the published `.npy`, our `.npz` or `.json`, or another
+    tool's.
 
     Examples that the file does not mention are not used (the published files, made for 50,000
     images, leave 10,000 of Fashion-MNIST's 60,000 out).
@@ -287,7 +288,7 @@ class Fixed(Scheme):
     def __init__(
         self,
         path: Annotated[
-            str, "the file: .npy, .npz or .json; it is checked, and nothing in it is run"
+            str, "the file: .npy, .npz, .json or .pkl; it is checked, and nothing in it is run"
         ],
     ) -> None:
         if not os.path.isfile(os.path.expanduser(path)):

@@ -8,7 +8,7 @@ import gzip
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ from inco.errors import DataError, StorageError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """One split: images uint8 [M, C, H, W] and integer labels [M]."""
-IMAGE_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
 
 
 def write_atomic(path: Path, write: Callable[[Any], object]) -> None:
@@ -100,57 +97,3 @@ def _checked_split(path: Path, images: np.ndarray, labels: np.ndarray) -> Arrays
     elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     return images, labels.reshape(-1)
-
-
-def class_folders(root: Path) -> list[str]:
-    """Return the names of the class folders below `root`, sorted, without the hidden ones."""
-    if not root.is_dir():
-        return []
-    folders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    return sorted(name for name in folders if not name.startswith("."))
-
-
-def image_files(root: Path, classes: Sequence[str]) -> list[list[Path]]:
-    """Return the image files of each class, with subfolders, in torchvision's ImageFolder order."""
-    return [
-        [
-            Path(folder) / name
-            for folder, _, names in sorted(os.walk(root / label, followlinks=True))
-            for name in sorted(names)
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-        for label in classes
-    ]
-
-
-def read_image(path: Path, size: int | None) -> np.ndarray:
-    """Return an image as RGB uint8 [3, H, W], resized to `size` x `size` (bilinear) unless None."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-            if size is not None and rgb.size != (size, size):
-                rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(rgb).transpose(2, 0, 1)
-    except Exception as error:  # PIL's decoders raise what they like
-        raise DataError(
-            f"{path}: not a readable image ({type(error).__name__}: {error}); replace or remove the"
-            " file"
-        ) from None
-
-
-def read_images(
-    files: Sequence[Path], size: int, fixed: bool = False, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Return uint8 [M, 3, size, size], in `out` if given; `fixed`: other sizes are a DataError."""
-    images = np.empty((len(files), 3, size, size), np.uint8) if out is None else out
-    for i, path in enumerate(files):
-        image = read_image(path, None if fixed else size)
-        if image.shape != images.shape[1:]:
-            raise DataError(
-                f"{path}: {image.shape[2]}x{image.shape[1]} pixels; every image of this dataset is"
-                f" {size}x{size}"
-            )
-        images[i] = image
-    return images

@@ -14,7 +14,7 @@ from inco.data.dataset import Expected, Source
 from inco.data.fetch import Downloadable, check_md5
 from inco.data.readers import Arrays, read_idx, read_npz
 from inco.errors import ConfigError
-from inco.settings import COUNT, Transforms, at_least, checked, many
+from inco.settings import COUNT, Limit, TestLimit, Transforms, at_least, checked, many
 
 CIFAR_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -37,8 +37,13 @@ class Digits(Source):
     known_digest = "9e4b015445a2d1b82c33d7c3baed31a850f89852facccf04f029298850da9ce3"
 
     @checked("dataset")
-    def __init__(self, transforms: Transforms = "published") -> None:
-        super().__init__(None, transforms)
+    def __init__(
+        self,
+        transforms: Transforms = "published",
+        limit: Limit = None,
+        test_limit: TestLimit = None,
+    ) -> None:
+        super().__init__(None, transforms, limit=limit, test_limit=test_limit)
 
     def read(self) -> tuple[Arrays, Arrays]:
         return read_npz(Path(__file__).with_name("assets") / "digits.npz")
@@ -69,8 +74,10 @@ class Synthetic(Source):
             "names the data, apart from the run's seed: runs with other seeds see the same images",
         ] = 0,
         transforms: Transforms = "published",
+        limit: Limit = None,
+        test_limit: TestLimit = None,
     ) -> None:
-        super().__init__(None, transforms)
+        super().__init__(None, transforms, limit=limit, test_limit=test_limit)
         problems = [
             f"dataset.{name}={value}: every class needs an example; use {num_classes} or more"
             for name, value in (("num_train", num_train), ("num_test", num_test))

@@ -20,7 +20,10 @@ class StandIn(Source):
 
     def __init__(self, of: Mapping[str, Any]) -> None:
         self.real: Source = build("dataset", of)
-        super().__init__(self.real.root, self.real.transforms, self.real.test_drop_last)
+        real = self.real
+        super().__init__(
+            real.root, real.transforms, real.test_drop_last, real.limit, real.test_limit
+        )
         self.name = self.real.name
         self.shape = self.real.shape
         self.classes = self.real.classes

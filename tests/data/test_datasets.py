@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from support import ROOT
 
+from inco.config.targets import build
 from inco.data.__main__ import main
-from inco.data.dataset import Source, digest_of
+from inco.data.dataset import Source, balanced_subset, digest_of
 from inco.data.folders import CINIC10
 from inco.data.readers import write_atomic
 from inco.data.sources import CIFAR10, SVHN, Digits, FashionMNIST, Synthetic
@@ -292,3 +295,45 @@ def test_every_yaml_names_a_class_and_all_its_arguments_with_their_defaults(path
     if "path" in settings:  # which has no default
         settings["path"] = str(path)
     kind(**settings)
+
+
+# --- subsets
+# -------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_keeps_equally_many_of_each_class_in_their_order() -> None:
+    whole = Digits().load()
+    few = Digits(limit=105, test_limit=40).load()
+    assert sorted(torch.bincount(few.train.labels).tolist()) == [10] * 5 + [11] * 5
+    assert torch.bincount(few.test.labels).tolist() == [4] * 10
+    assert len({whole.digest, few.digest, Digits(limit=106, test_limit=40).load().digest}) == 3
+    assert few.digest == Digits(limit=105, test_limit=40).load().digest
+    rows = [image.numpy().tobytes() for image in whole.train.images]
+    places = [rows.index(image.numpy().tobytes()) for image in few.train.images]
+    assert places == sorted(places)
+
+
+def test_where_a_class_has_too_few_others_fill_the_limit() -> None:
+    labels = np.array([0] * 2 + [1] * 20 + [2] * 20)
+    kept = balanced_subset(labels, 12)
+    assert np.bincount(labels[kept]).tolist() == [2, 5, 5]
+    assert len(balanced_subset(labels, 100)) == len(balanced_subset(labels, None)) == 42
+
+
+def test_a_greater_limit_keeps_what_a_smaller_one_does() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 400)
+    assert set(balanced_subset(labels, 50)) <= set(balanced_subset(labels, 90))
+
+
+@pytest.mark.parametrize("source", [Digits, Synthetic])
+def test_a_limit_below_the_number_of_classes_is_a_mistake(source: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        source(limit=9, test_limit=3).check()
+    says(error, "dataset.limit=9", "dataset.test_limit=3", "use 10 or more")
+
+
+def test_every_dataset_takes_a_limit() -> None:
+    """Of conf/dataset, by its constructor."""
+    for path in sorted((ROOT / "conf" / "dataset").glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text())
+        build("dataset", settings | {"limit": 100, "test_limit": 50})
