@@ -18,9 +18,13 @@ def data_root(root: str | None) -> Path:
 
 
 class OnDisk(Source):
-    """A source whose files are looked for in each of `subfolders` of the root, in this order."""
+    """A source whose files are looked for in each of `subfolders` of the root, in this order.
+
+    `download`: what is not there will be fetched.
+    """
 
     subfolders: tuple[str, ...] = ("",)
+    download = False
 
     @abstractmethod
     def _holds(self, place: Path) -> bool:
@@ -36,7 +40,7 @@ class OnDisk(Source):
 
     def check(self) -> None:
         super().check()
-        if not self.is_there():
+        if not (self.download or self.is_there()):
             raise self.missing_error()
 
     def is_there(self) -> bool:
@@ -82,12 +86,6 @@ class Downloadable(OnDisk):
     ) -> None:
         super().__init__(root, transforms, test_drop_last, limit, test_limit)
         self.download = download
-
-    def check(self) -> None:
-        if self.download:
-            Source.check(self)
-        else:
-            super().check()
 
     def where(self) -> str:
         return f" in {self._place()}"

@@ -6,10 +6,8 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +15,8 @@ import numpy as np
 
 from inco.data.dataset import Expected, Source, balanced_subset, missing
 from inco.data.fetch import OnDisk, data_root
-from inco.data.images import Trees, class_folders, counted, read_images
+from inco.data.image_tree import Trees, class_folders, counted, find_splits
+from inco.data.images import read_images
 from inco.data.readers import Arrays, write_atomic
 from inco.data.sources import CIFAR_CLASSES
 from inco.errors import DataError, StorageError
@@ -179,79 +178,6 @@ class CINIC10(OnDisk):
         ]
 
 
-_ROLES = {
-    "training": ("train", "training", "trn"),
-    "test": ("test", "testing", "tst"),
-    "validation": ("val", "valid", "validation", "dev", "eval"),
-}
-_OF_SPLITS = ("set", "data", "images", "imgs")  # as in training_set, test-images
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a folder's training and test images are; `test` None: each class is to be divided.
-
-    `unused`: folders of another split, which are not read.
-    """
-
-    train: Path
-    test: Path | None = None
-    unused: tuple[Path, ...] = ()
-
-
-def find_splits(root: Path) -> Layout:
-    """Tell folders of splits from folders of classes, by their names in any case.
-
-    Where both a test and a validation split are there, the test is scored. DataError where the
-    names allow two readings.
-    """
-    folders = class_folders(root)
-    roles: dict[str, list[str]] = {role: [] for role in (*_ROLES, "class")}
-    for name in folders:
-        roles[_role(name)].append(name)
-    training, tests, validation, classes = roles.values()
-    if not training or not (tests or validation):
-        return _unsplit(root, folders, training, classes)
-    scored = [name for name in tests if class_folders(root / name)] or validation
-    problem = ""
-    if classes:
-        problem = f"{', '.join(classes[:5])} stand(s) beside the splits"
-    elif len(training) > 1 or len(scored) > 1:
-        twice = training if len(training) > 1 else scored
-        problem = f"{' and '.join(twice)} may both be meant"
-    elif not scored:
-        problem = f"{tests[0]} has no class folders, so its images have no labels"
-    if problem:
-        raise DataError(
-            f"dataset=images: {root} holds the splits {', '.join(training + tests + validation)},"
-            f" and {problem}; leave two folders of class folders there, train and test, or set"
-            " dataset.root to one of them, which is then divided at random"
-        )
-    train, test = root / training[0], root / scored[0]
-    others = [root / name for name in folders]
-    return Layout(train, test, tuple(path for path in others if path not in (train, test)))
-
-
-def _unsplit(root: Path, folders: list[str], training: list[str], classes: list[str]) -> Layout:
-    """Return the layout of a folder without two splits: a name like `train` may be a class's."""
-    if folders and not classes:
-        inside = root / (training or folders)[0]
-        raise DataError(
-            f"dataset=images: {root} holds {', '.join(folders)}, which is the name of a split, and"
-            f" no classes; set dataset.root={inside}, and each class there is divided at random"
-            " (dataset.test_share)"
-        )
-    return Layout(root)
-
-
-def _role(name: str) -> str:
-    """Return what a folder is by its name: a split, or a class."""
-    words = re.split(r"[ _.-]+", name.casefold())
-    word = words[0] if len(words) == 2 and words[1] in _OF_SPLITS else "".join(words)
-    word = word.removesuffix("set") if word.endswith("set") else word
-    return next((role for role, names in _ROLES.items() if word in names), "class")
-
-
 class ImageFolder(Source):
     """Any folder of class folders with images.
 
@@ -296,9 +222,10 @@ class ImageFolder(Source):
                 Expected(pictures, "a folder for each class, at least two"),
                 Expected("train/CLASS/*, test/CLASS/*", "the same, already split"),
             ]
-            inside = [f"if the classes are in {name}: dataset.root={self.place / name}" for name in
-                      self.classes]  # fmt: skip
-            ways = [*inside, "put the class folders there"]
+            ways = ["put the class folders there"]
+            if self.classes:
+                inside = self.place / self.classes[0]
+                ways.insert(0, f"if the classes are in {inside.name}: dataset.root={inside}")
             found = f"{len(self.classes)} class folders"
             raise missing(self.name, [self.place], files, ways, found)
         train, test = self.layout.train, self.layout.test
@@ -315,7 +242,7 @@ class ImageFolder(Source):
         trees = Trees()
         train = self._files(trees, self.layout.train)
         if self.layout.test:
-            trees.close(self.layout.train)
+            trees.beside(self.place)
             test = self._files(trees, self.layout.test)
         else:
             train, test = self._divided(train)

@@ -25,6 +25,10 @@ from inco.errors import DataError
 # 90,000 examples are 0.3 MB in the published format: this is room for a hundred million
 MAX_BYTES = 512 * 2**20
 
+_NPZ = (
+    "an .npz partition holds integer arrays `order` [total] and `offsets` [clients + 1], or one"
+    " array a client, named 0, 1, ..."
+)
 CONVERT = (
     "in Python, if you trust the file: import json, numpy; d = numpy.load(FILE, allow_pickle=True)"
     "; d = d.tolist() if isinstance(d, numpy.ndarray) else d; json.dump([[int(i) for i in d[k]]"
@@ -179,12 +183,6 @@ def _read_npz(file: Path) -> Any:
         return _cut(arrays["order"], arrays["offsets"].astype(np.int64))
     # numpy's own names of arrays without one are arr_0, arr_1, ...
     return {name.removeprefix("arr_"): array.tolist() for name, array in arrays.items()}
-
-
-_NPZ = (
-    "an .npz partition holds integer arrays `order` [total] and `offsets` [clients + 1], or one"
-    " array a client, named 0, 1, ..."
-)
 
 
 def _cut(order: np.ndarray, offsets: np.ndarray) -> list[Any]:

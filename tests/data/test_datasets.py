@@ -336,4 +336,5 @@ def test_every_dataset_takes_a_limit() -> None:
     """Of conf/dataset, by its constructor."""
     for path in sorted((ROOT / "conf" / "dataset").glob("*.yaml")):
         settings = yaml.safe_load(path.read_text())
-        build("dataset", settings | {"limit": 100, "test_limit": 50})
+        source = build("dataset", settings | {"limit": 100, "test_limit": 50})
+        assert (source.limit, source.test_limit) == (100, 50), path.name

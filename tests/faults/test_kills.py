@@ -4,6 +4,7 @@ or is not alone.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +25,14 @@ from processes import start, wait_for_rounds, workers_of
 from support import ROOT, TINY, read_rows, read_summary, timeless
 
 from faults.sitting import MINE, ONE, last_checkpoint, mine, same_end, sit
+from inco.clients.store import ClientStore
+from inco.engine.engine import Engine
 from inco.errors import StorageError, WorkerError
+from inco.records.arrays import ArrayStore
 from inco.records.checkpoint import Checkpoints
-from inco.records.record import RunLock
+from inco.records.record import RunLock, RunRecord
+from inco.server.optim import Adam
+from inco.splits.inclusive import Inclusive
 
 pytestmark = pytest.mark.full
 
@@ -145,6 +152,60 @@ def test_r05_a_round_that_is_given_up_costs_no_other(tmp_path: Path, slow: str) 
     summary, saved = read_summary(tmp_path / "run"), Checkpoints(tmp_path / "run").load_latest()
     assert (summary["status"], summary["rounds"]) == ("interrupted", 2)
     assert saved is not None and saved.round == 2
+
+
+def once(monkeypatch: pytest.MonkeyPatch, of: type, method: str, call: int) -> None:
+    """Let Ctrl-C come at the end of a method, the `call`-th time."""
+    calls = itertools.count(1)
+    real = getattr(of, method)
+
+    def pressed(*arguments: Any, **named: Any) -> Any:
+        done = real(*arguments, **named)
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(of, method, pressed)
+
+
+SCAFFOLD = ("algorithm=scaffold", "local=sgd", "local.momentum=0", "transform=none")
+ADAM = ("server=adam", "transform=inco")
+INCLUSIVE = ("split=inclusive", "transform=none")
+
+
+@pytest.mark.parametrize(
+    ("of", "method", "words"),
+    [
+        (Engine, "map_reduce", SCAFFOLD),
+        (ClientStore, "advance", SCAFFOLD),
+        (Engine, "evaluate", SCAFFOLD),
+        (RunRecord, "append", SCAFFOLD),
+        (Adam, "step", ADAM),
+        (Engine, "evaluate", ADAM),
+        (ArrayStore, "keep", ADAM),
+        (Inclusive, "server_update", INCLUSIVE),
+    ],
+    ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else ""),
+)
+def test_r06_a_round_broken_anywhere_leaves_no_trace(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    of: type,
+    method: str,
+    words: tuple[str, ...],
+) -> None:
+    """The third round is broken off once it has changed something. The second is saved, though it
+    is off the grid, and from there the run ends with the bits of one that nothing has broken.
+    """
+    words = (*words, "rounds=4", "checkpoint_every=1000")
+    sit(tmp_path / "whole", *words)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        once(patched, of, method, 3)
+        sit(tmp_path / "run", *words)
+    saved = Checkpoints(tmp_path / "run").load_latest()
+    assert saved is not None and saved.round == 2
+    sit(tmp_path / "run", *words)
+    same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def test_r06_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
